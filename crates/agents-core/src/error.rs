@@ -146,9 +146,7 @@ impl Error {
             Io::PermissionDenied | Io::ReadOnlyFilesystem => ErrorKind::PermissionDenied,
             Io::StorageFull | Io::QuotaExceeded | Io::OutOfMemory => ErrorKind::ResourceExhausted,
             Io::TimedOut => ErrorKind::Timeout,
-            Io::ConnectionRefused | Io::ConnectionReset | Io::ConnectionAborted => {
-                ErrorKind::Unavailable
-            }
+            Io::ConnectionRefused | Io::ConnectionReset | Io::ConnectionAborted => ErrorKind::Unavailable,
             _ => ErrorKind::Unexpected,
         };
         Self::new(kind, message).with_source(source)
