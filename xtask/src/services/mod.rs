@@ -1,0 +1,244 @@
+//! `cargo xtask services`: the servers that tests talk to.
+//!
+//! A server is one value that implements [`Server`]: how it gets into the cache, how it starts, the question
+//! that it answers once it is ready, and the variables that lead tests to it. To add one, write the
+//! implementation in a module of its own and name it in [`all`].
+
+mod http;
+mod launch;
+mod process;
+mod registry;
+mod state;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use serde_json::json;
+
+use crate::args::Args;
+use crate::error::{Error, Result, fail};
+use crate::{lock, paths, sh};
+
+use state::{Record, Store};
+
+pub(crate) const HELP: &str = "\
+Start and stop the servers that tests talk to. They listen on free loopback ports and stay up until `down`.
+
+Usage: cargo xtask services COMMAND
+
+Commands:
+  up [NAME…]       start the named servers, or the default tier; those that run already stay as they are
+  down [NAME…]     stop the named servers, or all; only processes that `up` started
+  status [--json]  what runs, where, and which servers there are
+  env              `export K=V` lines that lead tests and the CLI to what runs:
+                   eval \"$(cargo xtask services env)\"
+
+Programs are cached in $XDG_CACHE_HOME/isolated-agents/services; state and logs are in
+$XDG_STATE_HOME/isolated-agents/services, or in $ISOLATED_AGENTS_SERVICES_DIR.
+";
+
+/// One server that tests can talk to.
+pub(super) trait Server: Sync {
+    /// The name on the command line and of its folders.
+    fn name(&self) -> &'static str;
+
+    /// One line for `status`.
+    fn about(&self) -> &'static str;
+
+    /// Whether `up` without names starts it: only what is ready within seconds once it is cached.
+    fn default_tier(&self) -> bool;
+
+    /// How long it may take until it answers, in seconds.
+    fn patience(&self) -> u64 {
+        20
+    }
+
+    /// Puts its program into the cache, unless it is there, and returns the folder.
+    fn install(&self, cache: &Path) -> Result<PathBuf>;
+
+    /// The command that starts it in the foreground. Called again with another port when that one was taken.
+    fn launch(&self, place: &Place) -> Result<Launch>;
+
+    /// Its own question: does it answer as a server that is ready?
+    fn ready(&self, port: u16) -> bool;
+}
+
+/// What a server gets to start with.
+pub(super) struct Place {
+    /// What [`Server::install`] returned.
+    pub(super) program: PathBuf,
+    /// An empty folder of its own, removed by `down`.
+    pub(super) data: PathBuf,
+    /// A loopback port that was free a moment ago.
+    pub(super) port: u16,
+}
+
+/// How to start it, and what to tell tests.
+pub(super) struct Launch {
+    pub(super) command: Command,
+    pub(super) env: Vec<(&'static str, String)>,
+}
+
+fn all() -> Vec<&'static dyn Server> {
+    vec![&registry::ANONYMOUS, &registry::AUTHENTICATED]
+}
+
+pub(crate) fn run(mut args: Args) -> Result<ExitCode> {
+    let Some(command) = args.word() else {
+        print!("{HELP}");
+        return Ok(ExitCode::FAILURE);
+    };
+    match command.as_str() {
+        "up" => {
+            up(&args.rest()?)?;
+        }
+        "down" => down(&args.rest()?)?,
+        "status" => {
+            let as_json = args.flag("--json");
+            args.finish()?;
+            status(as_json)?;
+        }
+        "env" => {
+            args.finish()?;
+            for (key, value) in env()? {
+                println!("export {key}={}", sh::quote(&value));
+            }
+        }
+        other => return fail(format!("no command `services {other}`; see --help")),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Starts the named servers, or the default tier, and returns the names of those that did not run before.
+pub(crate) fn up(names: &[String]) -> Result<Vec<String>> {
+    let store = Store::open(paths::services_state()?)?;
+    let _lock = lock::exclusive(store.folder())?;
+    let mut started = Vec::new();
+    for server in choose(names)? {
+        let name = server.name();
+        if let Some(record) = store.read(name)? {
+            if record.alive() && server.ready(record.port) {
+                println!("{name}: already up on 127.0.0.1:{}", record.port);
+                continue;
+            }
+            // A crash, or a process that no longer answers: start again from nothing.
+            stop(&store, &record)?;
+        }
+        let program = server.install(&paths::cache()?.join("services"))?;
+        let record = launch::start(server, program, &store)?;
+        println!("{name}: up on 127.0.0.1:{}", record.port);
+        started.push(name.to_owned());
+    }
+    Ok(started)
+}
+
+/// Stops the named servers, or all that were started.
+pub(crate) fn down(names: &[String]) -> Result<()> {
+    let store = Store::open(paths::services_state()?)?;
+    let _lock = lock::exclusive(store.folder())?;
+    for name in names {
+        find(name)?;
+    }
+    // All is what has a record, so that a server that this version no longer knows is stopped too.
+    for record in store.all()? {
+        if names.is_empty() || names.contains(&record.name) {
+            stop(&store, &record)?;
+            println!("{}: down", record.name);
+        }
+    }
+    Ok(())
+}
+
+/// The variables of every server that runs.
+pub(crate) fn env() -> Result<Vec<(String, String)>> {
+    let store = Store::open(paths::services_state()?)?;
+    Ok(store
+        .all()?
+        .into_iter()
+        .filter(Record::alive)
+        .flat_map(|record| record.env)
+        .collect())
+}
+
+fn status(as_json: bool) -> Result<()> {
+    let store = Store::open(paths::services_state()?)?;
+    let mut rows = Vec::new();
+    for server in all() {
+        let record = store.read(server.name())?;
+        let state = match &record {
+            None => "down",
+            Some(record) if !record.alive() => "ended",
+            Some(record) if server.ready(record.port) => "up",
+            Some(_) => "not answering",
+        };
+        rows.push((server, record, state));
+    }
+    if as_json {
+        let rows: Vec<_> = rows
+            .iter()
+            .map(|(server, record, state)| {
+                json!({
+                    "name": server.name(),
+                    "about": server.about(),
+                    "default_tier": server.default_tier(),
+                    "state": state,
+                    "address": record.as_ref().map(|r| format!("127.0.0.1:{}", r.port)),
+                    "pid": record.as_ref().map(|r| r.pid),
+                    "log": store.log(server.name()),
+                })
+            })
+            .collect();
+        println!("{}", json!({ "services": rows }));
+        return Ok(());
+    }
+    for (server, record, state) in rows {
+        let address = record
+            .map(|r| format!("127.0.0.1:{} (pid {})", r.port, r.pid))
+            .unwrap_or_default();
+        println!("{:<16} {state:<14} {address:<30} {}", server.name(), server.about());
+    }
+    Ok(())
+}
+
+fn stop(store: &Store, record: &Record) -> Result<()> {
+    if record.alive() {
+        process::stop(record.pid, record.start_time)?;
+    }
+    store.forget(&record.name)
+}
+
+fn choose(names: &[String]) -> Result<Vec<&'static dyn Server>> {
+    if names.is_empty() {
+        return Ok(all().into_iter().filter(|server| server.default_tier()).collect());
+    }
+    names.iter().map(|name| find(name)).collect()
+}
+
+fn find(name: &str) -> Result<&'static dyn Server> {
+    all().into_iter().find(|server| server.name() == name).ok_or_else(|| {
+        let known: Vec<_> = all().iter().map(|server| server.name()).collect();
+        Error::new(format!("no server `{name}`; there are: {}", known.join(", ")))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_found() {
+        for server in all() {
+            assert_eq!(find(server.name()).unwrap().name(), server.name());
+        }
+        let mut names: Vec<_> = all().iter().map(|server| server.name()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), all().len());
+    }
+
+    #[test]
+    fn an_unknown_name_lists_the_known_ones() {
+        let error = choose(&["registri".to_owned()]).err().unwrap().to_string();
+        assert!(error.contains("registry-auth"), "{error}");
+    }
+}
