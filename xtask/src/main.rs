@@ -15,6 +15,7 @@ mod lock;
 mod metadata;
 mod paths;
 mod random;
+mod scratch;
 mod services;
 mod sh;
 mod tidy;
