@@ -79,33 +79,32 @@ impl From<Digest> for String {
     }
 }
 
-/// Hashes what is read through it.
-pub(crate) struct HashingReader<R> {
+/// The hash of what has been read so far.
+#[derive(Default)]
+pub(crate) struct HashState(Sha256);
+
+impl HashState {
+    pub(crate) fn finish(self) -> Digest {
+        Digest::finish(self.0)
+    }
+}
+
+/// Hashes what is read through it into a state that outlives it.
+pub(crate) struct HashingReader<'a, R> {
     inner: R,
-    hasher: Sha256,
-    count: u64,
+    state: &'a mut HashState,
 }
 
-impl<R: Read> HashingReader<R> {
-    pub(crate) fn new(inner: R) -> Self {
-        Self {
-            inner,
-            hasher: Sha256::new(),
-            count: 0,
-        }
-    }
-
-    /// The digest and the number of the bytes read so far.
-    pub(crate) fn finish(self) -> (Digest, u64) {
-        (Digest::finish(self.hasher), self.count)
+impl<'a, R: Read> HashingReader<'a, R> {
+    pub(crate) fn new(inner: R, state: &'a mut HashState) -> Self {
+        Self { inner, state }
     }
 }
 
-impl<R: Read> Read for HashingReader<R> {
+impl<R: Read> Read for HashingReader<'_, R> {
     fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
         let n = self.inner.read(buf)?;
-        self.hasher.update(&buf[..n]);
-        self.count += n as u64;
+        self.state.0.update(&buf[..n]);
         Ok(n)
     }
 }

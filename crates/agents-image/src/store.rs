@@ -10,10 +10,11 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use agents_core::error::{Error, ErrorKind, Result};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
@@ -22,7 +23,7 @@ use crate::{
     options::ResolveOptions,
     reference::{ImageRef, quoted},
     resolved::Resolved,
-    tree,
+    tree, unpack,
 };
 
 /// A store of image layers in one folder, shared safely by any number of processes of one user.
@@ -105,6 +106,11 @@ pub(crate) struct Fingerprint {
 }
 
 impl Fingerprint {
+    /// The canonical path.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub(crate) fn of(path: &Path) -> io::Result<Self> {
         let path = path.canonicalize()?;
         let m = path.metadata()?;
@@ -121,6 +127,13 @@ impl Fingerprint {
     fn holds(&self) -> bool {
         Self::of(&self.path).is_ok_and(|now| now == *self)
     }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LayerState {
+    Missing,
+    Present,
+    Opaque,
 }
 
 /// What a layer cost, for `list` and `gc`.
@@ -226,7 +239,7 @@ impl ImageStore {
                 image_id: record.config.to_string(),
                 layers: config.diff_ids().len(),
                 size,
-                created: UNIX_EPOCH + std::time::Duration::from_secs(record.created),
+                created: UNIX_EPOCH + Duration::from_secs(record.created),
             });
         }
         images.sort_by(|a, b| a.source.cmp(&b.source));
@@ -417,10 +430,15 @@ impl ImageStore {
     }
 
     /// The store's lock, shared: `gc` waits while it is held. Held for microseconds only.
-    pub(crate) fn shared(&self) -> Result<File> {
+    pub(crate) async fn shared_async(&self) -> Result<File> {
         let file = self.open_lock("store").map_err(|error| self.failed("lock", error))?;
-        file.lock_shared().map_err(|error| self.failed("lock", error))?;
-        Ok(file)
+        loop {
+            match file.try_lock_shared() {
+                Ok(()) => return Ok(file),
+                Err(TryLockError::WouldBlock) => tokio::time::sleep(Duration::from_millis(2)).await,
+                Err(TryLockError::Error(error)) => return Err(self.failed("lock", error)),
+            }
+        }
     }
 
     fn exclusive(&self) -> Result<File> {
@@ -443,7 +461,17 @@ impl ImageStore {
     }
 
     pub(crate) fn has_layer(&self, diff_id: &Digest) -> bool {
-        rustix::fs::access(self.layer_path(diff_id), rustix::fs::Access::EXISTS).is_ok()
+        self.layer_state(diff_id) != LayerState::Missing
+    }
+
+    /// One system call says whether the layer is there and whether it hides all below it.
+    pub(crate) fn layer_state(&self, diff_id: &Digest) -> LayerState {
+        let mut value = [0; 1];
+        match rustix::fs::getxattr(self.layer_path(diff_id), unpack::OPAQUE, &mut value) {
+            Ok(1) if value == *b"y" => LayerState::Opaque,
+            Err(Errno::NOENT | Errno::NOTDIR) => LayerState::Missing,
+            _ => LayerState::Present,
+        }
     }
 
     /// Moves an unpacked layer into place; losing a race to another process is fine.
