@@ -19,6 +19,7 @@ mod tree;
 mod unpack;
 
 pub use options::{Credentials, Limits, Progress, ProgressFn, PullPolicy, ResolveOptions};
+pub use agents_core::error::{Error, ErrorKind, Result};
 pub use reference::{ArchiveFormat, ArchiveRef, ImageRef, RegistryRef};
 pub use resolved::{ImageConfig, Resolved};
 pub use store::{GcReport, ImageStore, StoredImage};
