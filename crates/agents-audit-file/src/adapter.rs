@@ -1,0 +1,214 @@
+//! The adapter.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+    thread,
+};
+
+use agents_core::{
+    AdapterInfo, AuditCapabilities, AuditEvent, AuditLogger, AuditPage, AuditQuery, Availability, Error, Result,
+};
+use async_trait::async_trait;
+use jiff::Timestamp;
+use tokio::sync::oneshot;
+
+use crate::{
+    FileAuditConfig, SyncMode,
+    error::{closed, file_error, stopped},
+    reader,
+    target::Target,
+    writer::{Clock, Options, Writer, create_dirs},
+};
+
+/// The audit trail as JSON Lines: `YYYY-MM-DD.jsonl` in a folder, or one file.
+///
+/// Nothing is created before the first event. Any number of processes, and of values of this type, may share a trail.
+#[derive(Debug)]
+pub struct FileAudit {
+    options: Options,
+    writer: Writer,
+}
+
+impl FileAudit {
+    /// Takes a configuration that has a `log_path` or a `log_file`. A relative path starts at the current folder of now.
+    ///
+    /// # Errors
+    ///
+    /// `ConfigInvalid` that names the key.
+    pub fn new(config: FileAuditConfig) -> Result<Self> {
+        Self::with_clock(config, Timestamp::now)
+    }
+
+    fn with_clock(config: FileAuditConfig, clock: Clock) -> Result<Self> {
+        config.check()?;
+        let absolute = |path: &Path| {
+            std::path::absolute(path)
+                .map_err(|error| Error::io("cannot tell the current folder; write an absolute path", error))
+        };
+        let target = match (&config.log_path, &config.log_file) {
+            (Some(folder), _) => Target::Folder(absolute(folder)?),
+            (None, Some(file)) => Target::File(absolute(file)?),
+            (None, None) => return Err(Error::invalid("neither log_path nor log_file is set; set one of them")),
+        };
+        let options = Options {
+            target,
+            create_dirs: config.create_dirs,
+            sync: config.sync,
+            clock,
+        };
+        Ok(Self {
+            writer: Writer::new(options.clone()),
+            options,
+        })
+    }
+
+    /// The cursor behind the last record, from which a query finds what is appended later.
+    ///
+    /// # Errors
+    ///
+    /// When the files cannot be read.
+    pub async fn end_cursor(&self) -> Result<String> {
+        let target = self.options.target.clone();
+        let clock = self.options.clock;
+        off_runtime(move |_| reader::end(&target, clock())).await
+    }
+}
+
+#[async_trait]
+impl AuditLogger for FileAudit {
+    fn info(&self) -> AdapterInfo {
+        AdapterInfo::new("file", env!("CARGO_PKG_VERSION")).with_name(self.location())
+    }
+
+    fn capabilities(&self) -> AuditCapabilities {
+        AuditCapabilities::none()
+            .with_query(true)
+            .with_durable(self.options.sync == SyncMode::EveryCommit)
+    }
+
+    async fn check_availability(&self) -> Result<Availability> {
+        let options = self.options.clone();
+        off_runtime(move |_| Ok(availability(&options))).await
+    }
+
+    fn location(&self) -> String {
+        self.options.target.path().display().to_string()
+    }
+
+    async fn emit(&self, event: AuditEvent) -> Result<()> {
+        let mut lines = Vec::with_capacity(512);
+        push_line(&event, &mut lines)?;
+        self.writer.append(lines).await
+    }
+
+    async fn emit_batch(&self, events: Vec<AuditEvent>) -> Result<Vec<Result<()>>> {
+        let mut lines = Vec::with_capacity(512 * events.len());
+        let mut outcomes: Vec<_> = events.iter().map(|event| push_line(event, &mut lines)).collect();
+        if !lines.is_empty() {
+            self.writer.append(lines).await?;
+        } else if let Some(Err(error)) = outcomes.pop() {
+            return Err(error);
+        }
+        Ok(outcomes)
+    }
+
+    async fn query(&self, query: AuditQuery) -> Result<AuditPage> {
+        if self.writer.is_closed() {
+            return Err(closed());
+        }
+        let target = self.options.target.clone();
+        off_runtime(move |wanted| reader::page(&target, &query, wanted)).await
+    }
+
+    async fn flush(&self) -> Result<()> {
+        self.writer.flush().await
+    }
+
+    async fn shutdown(&self) -> Result<()> {
+        self.writer.shutdown().await
+    }
+}
+
+/// Appends an event as a line.
+fn push_line(event: &AuditEvent, lines: &mut Vec<u8>) -> Result<()> {
+    let start = lines.len();
+    let written = serde_json::to_writer(&mut *lines, event);
+    lines.push(b'\n');
+    let length = lines.len() - start;
+    let fault = match written {
+        Ok(()) if length <= reader::MAX_LINE => return Ok(()),
+        Ok(()) => Error::invalid(format!(
+            "the {} event has {length} bytes, and a record has at most {}; put large data into an artifact",
+            event.event_type,
+            reader::MAX_LINE
+        )),
+        Err(error) => Error::unexpected(format!("the {} event is no JSON", event.event_type)).with_source(error),
+    };
+    lines.truncate(start);
+    Err(fault)
+}
+
+/// Does blocking work on a thread of its own, whatever the runtime. The work gets a question that turns false when the
+/// caller is gone.
+async fn off_runtime<T: Send + 'static>(
+    work: impl FnOnce(&dyn Fn() -> bool) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let (done, answer) = oneshot::channel();
+    thread::Builder::new()
+        .name("audit-file-read".to_owned())
+        .spawn(move || {
+            let result = work(&|| !done.is_closed());
+            // Who does not wait any more has no use for the answer.
+            let _ = done.send(result);
+        })
+        .map_err(|error| {
+            Error::io(
+                "cannot start a thread that reads; allow this process more threads",
+                error,
+            )
+        })?;
+    answer.await.map_err(|_| stopped())?
+}
+
+fn availability(options: &Options) -> Availability {
+    match try_write(options) {
+        Ok(fact) => Availability::ready().with_fact(fact),
+        Err(error) => Availability::unavailable(error.report(), "set log_path to a folder that this user can write to"),
+    }
+}
+
+/// Writes to the folder and opens the file for writing, and leaves nothing behind but the folder.
+fn try_write(options: &Options) -> Result<String> {
+    let log = options.target.current((options.clock)(), None);
+    let fail = |what: &'static str| {
+        let path = &log.path;
+        move |error: io::Error| file_error(what, path, &error)
+    };
+    let folder = options.target.folder();
+    if options.create_dirs {
+        create_dirs(folder, false).map_err(fail("create the folder of"))?;
+    }
+    let exists = log.path.try_exists().map_err(fail("look for"))?;
+    if exists {
+        let opened = OpenOptions::new().read(true).append(true).open(&log.path);
+        opened.map_err(fail("open"))?;
+    }
+    // The one file may well be in a folder that is not ours to write to.
+    if !exists || log.day.is_some() {
+        let probe = folder.join(format!(".audit-check-{}", std::process::id()));
+        write_probe(&probe).map_err(fail("create"))?;
+    }
+    Ok(format!("writes to {}", log.path.display()))
+}
+
+fn write_probe(path: &Path) -> io::Result<()> {
+    // What a crash left behind, or nothing.
+    let _ = fs::remove_file(path);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    let written = file.write_all(b"\n").and_then(|()| file.sync_data());
+    fs::remove_file(path)?;
+    written
+}

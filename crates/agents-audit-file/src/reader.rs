@@ -1,0 +1,215 @@
+//! Reads the trail back, line by line.
+
+use std::{
+    fs::File,
+    io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Take},
+    os::unix::fs::FileExt,
+    path::Path,
+};
+
+use agents_core::{AuditEvent, AuditPage, AuditQuery, Error, Result};
+use jiff::{Timestamp, ToSpan, civil::Date};
+
+use crate::{
+    cursor::Cursor,
+    error::file_error,
+    target::{LogFile, Target, day_of},
+};
+
+/// The longest line, and so the largest record.
+pub(crate) const MAX_LINE: usize = 1 << 20;
+
+/// A page of the events that match. Ends early when nobody wants it any more.
+pub(crate) fn page(target: &Target, query: &AuditQuery, wanted: impl Fn() -> bool) -> Result<AuditPage> {
+    if query.limit == 0 {
+        return Err(Error::invalid("limit is 0; ask for at least one event"));
+    }
+    let cursor = match &query.cursor {
+        Some(text) => Some(Cursor::parse(text, target)?),
+        None => None,
+    };
+    let needles = needles(query);
+    let mut page = AuditPage::default();
+    let mut line = Vec::new();
+    for log in files(target, query, cursor)? {
+        let Some(mut lines) = Lines::open(&log, cursor.filter(|cursor| cursor.day == log.day))? else {
+            continue;
+        };
+        let mut skipped = 0_u64;
+        loop {
+            let offset = lines.offset;
+            match lines
+                .next(&mut line)
+                .map_err(|error| file_error("read", &log.path, &error))?
+            {
+                Line::End => break,
+                Line::Whole if !needles.iter().all(|needle| contains(&line, needle)) => continue,
+                Line::Whole => match serde_json::from_slice::<AuditEvent>(&line) {
+                    Ok(event) if query.matches(&event) => {
+                        if page.events.len() == query.limit {
+                            page.next = Some(Cursor { day: log.day, offset }.to_string());
+                            warn_of(skipped, &log);
+                            return Ok(page);
+                        }
+                        page.events.push(event);
+                    }
+                    Ok(_) => {}
+                    Err(_) => skipped += 1,
+                },
+                Line::TooLong => skipped += 1,
+            }
+            if !wanted() {
+                return Ok(page);
+            }
+        }
+        warn_of(skipped, &log);
+    }
+    Ok(page)
+}
+
+/// Behind the last whole record.
+pub(crate) fn end(target: &Target, now: Timestamp) -> Result<String> {
+    let last = files(target, &AuditQuery::new(), None)?.pop();
+    let log = last.unwrap_or_else(|| target.daily(day_of(now)));
+    let offset = match snapshot(&log)? {
+        Some((file, length)) => line_start(&file, length).map_err(|error| file_error("read", &log.path, &error))?,
+        None => 0,
+    };
+    Ok(Cursor { day: log.day, offset }.to_string())
+}
+
+fn warn_of(skipped: u64, log: &LogFile) {
+    if skipped > 0 {
+        tracing::warn!(file = %log.path.display(), skipped, "lines of the audit file are no events and were skipped");
+    }
+}
+
+/// The files that may hold what is asked for.
+///
+/// A file has the events that were *written* on its day, which is never before they happened, but may be later. So the
+/// days before `start_time` are left out, save one for clocks that differ, and those after `end_time` are not.
+fn files(target: &Target, query: &AuditQuery, cursor: Option<Cursor>) -> Result<Vec<LogFile>> {
+    let earliest: Option<Date> = query.start_time.map(|start| day_of(start).saturating_sub(1.day()));
+    let from = cursor.and_then(|cursor| cursor.day).max(earliest);
+    let mut files = target
+        .files()
+        .map_err(|error| file_error("look for", target.path(), &error))?;
+    files.retain(|file| file.day >= from);
+    if let Some(cursor) = cursor
+        && cursor.offset > 0
+        && !files.iter().any(|file| file.day == cursor.day)
+        && from == cursor.day
+    {
+        return Err(Error::invalid(format!(
+            "the file of the cursor {cursor} is gone; start without a cursor"
+        )));
+    }
+    Ok(files)
+}
+
+/// Texts that a line must hold to match, which is faster to see than to parse. An identifier has no character that JSON
+/// escapes.
+fn needles(query: &AuditQuery) -> Vec<&str> {
+    let session = query.session_id.as_ref().map(AsRef::as_ref);
+    let agent = query.agent_id.as_ref().map(AsRef::as_ref);
+    session.into_iter().chain(agent).collect()
+}
+
+/// A line that is not UTF-8 counts as one that matches, so that it is counted as no event.
+fn contains(line: &[u8], needle: &str) -> bool {
+    str::from_utf8(line).map_or(true, |line| line.contains(needle))
+}
+
+/// The whole lines of a file up to where it ended at first.
+struct Lines {
+    reader: BufReader<Take<File>>,
+    offset: u64,
+}
+
+enum Line {
+    Whole,
+    TooLong,
+    End,
+}
+
+impl Lines {
+    fn open(log: &LogFile, cursor: Option<Cursor>) -> Result<Option<Self>> {
+        let Some((mut file, length)) = snapshot(log)? else {
+            return Ok(None);
+        };
+        let offset = cursor.map_or(0, |cursor| cursor.offset);
+        let fail = |error: io::Error| file_error("read", &log.path, &error);
+        if !starts_line(&file, offset, length).map_err(fail)? {
+            return Err(Error::invalid(format!(
+                "no record starts at byte {offset} of {}; pass on the cursor of a page, or none",
+                log.path.display()
+            )));
+        }
+        file.seek(SeekFrom::Start(offset)).map_err(fail)?;
+        Ok(Some(Self {
+            reader: BufReader::with_capacity(1 << 16, file.take(length - offset)),
+            offset,
+        }))
+    }
+
+    /// Reads the next line, without its end. An unfinished one, which somebody is writing or could not finish, is the end.
+    fn next(&mut self, line: &mut Vec<u8>) -> io::Result<Line> {
+        line.clear();
+        let mut length = (&mut self.reader).take(MAX_LINE as u64).read_until(b'\n', line)?;
+        let whole = line.pop_if(|last| *last == b'\n').is_some();
+        if !whole && length < MAX_LINE {
+            return Ok(Line::End);
+        }
+        if !whole {
+            length += self.reader.skip_until(b'\n')?;
+        }
+        self.offset += length as u64;
+        Ok(if whole { Line::Whole } else { Line::TooLong })
+    }
+}
+
+fn starts_line(file: &File, offset: u64, length: u64) -> io::Result<bool> {
+    let mut before = [b'\n'];
+    if (1..=length).contains(&offset) {
+        file.read_exact_at(&mut before, offset - 1)?;
+    }
+    Ok(offset <= length && before == [b'\n'])
+}
+
+/// The file and its length between two groups of records; none when it does not exist (any more).
+fn snapshot(log: &LogFile) -> Result<Option<(File, u64)>> {
+    match try_snapshot(&log.path) {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(file_error("read", &log.path, &error)),
+    }
+}
+
+fn try_snapshot(path: &Path) -> io::Result<(File, u64)> {
+    let file = File::open(path)?;
+    while let Err(error) = file.lock_shared() {
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+    let length = file.metadata()?.len();
+    file.unlock()?;
+    Ok((file, length))
+}
+
+/// Where the last line that is not whole starts; the length when all are.
+fn line_start(file: &File, length: u64) -> io::Result<u64> {
+    let mut chunk = [0; 4096];
+    let mut end = length;
+    while end > 0 {
+        let start = end.saturating_sub(chunk.len() as u64);
+        // At most the length of the chunk, which fits.
+        let part = &mut chunk[..usize::try_from(end - start).unwrap_or_default()];
+        file.read_exact_at(part, start)?;
+        if let Some(at) = part.iter().rposition(|byte| *byte == b'\n') {
+            return Ok(start + at as u64 + 1);
+        }
+        end = start;
+    }
+    Ok(0)
+}
