@@ -1,7 +1,6 @@
 //! What `cargo metadata` says about our crates, reduced to what xtask asks.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use serde_json::Value;
 
@@ -68,7 +67,7 @@ pub(crate) struct Target {
 /// Asks cargo.
 pub(crate) fn load() -> Result<Metadata> {
     let root = paths::workspace()?;
-    let text = sh::output(Command::new("cargo").current_dir(&root).args([
+    let text = sh::output(sh::cargo().current_dir(&root).args([
         "metadata",
         "--format-version=1",
         "--all-features",

@@ -17,7 +17,13 @@ use crate::error::{Context, Error, Result, fail};
 
 /// The command as a person would type it (for messages only).
 pub(crate) fn display(command: &Command) -> String {
-    let mut text = command.get_program().to_string_lossy().into_owned();
+    let program = Path::new(command.get_program());
+    // Cargo tells us its full path, which would only hide what matters.
+    let shown = match program.file_name() {
+        Some(name) if name == "cargo" => name,
+        _ => program.as_os_str(),
+    };
+    let mut text = quote(&shown.to_string_lossy());
     for arg in command.get_args() {
         text.push(' ');
         text.push_str(&quote(&arg.to_string_lossy()));
@@ -60,6 +66,19 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
             output.status,
             tail(&said, 15)
         ));
+    }
+    String::from_utf8(output.stdout).context(|| format!("`{}` printed text that is not UTF-8", display(command)))
+}
+
+/// Runs to the end and returns what it printed, while its messages go where ours go; an error unless it succeeds.
+pub(crate) fn printed(command: &mut Command) -> Result<String> {
+    let output = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .map_err(|error| not_started(command, &error))?;
+    if !output.status.success() {
+        return fail(format!("`{}` ended with {}", display(command), output.status));
     }
     String::from_utf8(output.stdout).context(|| format!("`{}` printed text that is not UTF-8", display(command)))
 }
@@ -154,7 +173,15 @@ pub(crate) fn need(program: &str) -> Result<PathBuf> {
 
 /// Cargo, as the caller runs it.
 pub(crate) fn cargo() -> Command {
-    Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // `cargo xtask` describes xtask itself in these; a build script or test of another crate must not see them.
+    for (key, _) in env::vars_os() {
+        let name = key.to_string_lossy();
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(key);
+        }
+    }
+    command
 }
 
 /// The last `count` lines of a text.

@@ -7,7 +7,6 @@ mod report;
 pub(crate) mod results;
 mod suites;
 
-use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -40,13 +39,20 @@ const STEPS: &[&str] = &[
     "install", "services", "fmt", "clippy", "tidy", "build", "test", "doc", "examples", "vm", "deny",
 ];
 
-/// Longer than the slowest step takes on a cold cache; a hang must not eat the time of what comes after.
-const STEP_LIMIT: Duration = Duration::from_secs(40 * 60);
+/// Longer than the slowest step takes on a cold cache.
+const STEP_LIMIT: Duration = Duration::from_secs(30 * 60);
+
+/// All steps together; whoever calls us may give up after 90 minutes.
+const RUN_LIMIT: Duration = Duration::from_secs(80 * 60);
+
+/// An example is something that a person would wait for.
+const EXAMPLE_LIMIT: Duration = Duration::from_secs(300);
 
 const DENY_VERSION: &str = "0.20.2";
 
 /// What the steps share.
 struct Ci {
+    begin: Instant,
     root: PathBuf,
     target: PathBuf,
     /// Variables of the services, once they are up.
@@ -59,6 +65,7 @@ pub(crate) fn run(mut args: Args) -> Result<ExitCode> {
     let skip = steps(&mut args, "--skip")?;
     args.finish()?;
     let mut ci = Ci {
+        begin: Instant::now(),
         root: paths::workspace()?,
         target: paths::target()?,
         services: Vec::new(),
@@ -174,13 +181,12 @@ impl Ci {
             "--no-run",
             "--message-format=json-render-diagnostics",
         ]);
-        let executables = suites::executables(&metadata, &sh::output(&mut build)?);
+        let executables = suites::executables(&metadata, &sh::printed(&mut build)?);
 
         let mut test = self.command();
         test.args(["test", "--workspace", "--all-features", "--no-fail-fast"]);
-        // A hang should be found by the limit of its step, not by the one of the whole run.
         let mut parser = Parser::new(executables);
-        let status = sh::stream(&mut test, STEP_LIMIT, |line| {
+        let status = sh::stream(&mut test, self.limit(), |line| {
             println!("{line}");
             parser.line(line);
         });
@@ -214,7 +220,7 @@ impl Ci {
             println!("there are no examples");
             return Ok(());
         }
-        let agents = self.target.join("debug/agents");
+        let agents = self.agents();
         if !agents.is_file() {
             return fail(format!(
                 "{} is missing; it comes from the step `build`",
@@ -230,7 +236,7 @@ impl Ci {
                 .current_dir(&self.root)
                 .env("AGENTS", &agents)
                 .envs(self.services.iter().cloned());
-            let outcome = sh::stream(&mut command, Duration::from_secs(300), |line| {
+            let outcome = sh::stream(&mut command, self.limit().min(EXAMPLE_LIMIT), |line| {
                 println!("  {line}");
             })
             .and_then(|status| match status.success() {
@@ -244,7 +250,9 @@ impl Ci {
     }
 
     fn vm(&mut self) -> Result<()> {
-        let suites = vm::test(&vm::Options::default())?;
+        let mut options = vm::Options::default();
+        options.limit = options.limit.min(self.limit());
+        let suites = vm::test(&options)?;
         self.report.suites(suites);
         Ok(())
     }
@@ -284,7 +292,7 @@ impl Ci {
     fn cargo(&self, args: &[&str], env: &[(&str, &str)]) -> Result<()> {
         let mut command = self.command();
         command.args(args).envs(env.iter().copied());
-        let status = sh::stream(&mut command, STEP_LIMIT, |line| println!("{line}"))?;
+        let status = sh::stream(&mut command, self.limit(), |line| println!("{line}"))?;
         match status.success() {
             true => Ok(()),
             false => fail(format!("`{}` ended with {status}", sh::display(&command))),
@@ -299,15 +307,20 @@ impl Ci {
             // The lines are parsed, and colours would be in the way.
             .env("CARGO_TERM_COLOR", "never")
             .env("NO_COLOR", "1")
+            // Tests in other crates than the CLI's find the binary by it.
+            .env("AGENTS", self.agents())
             .envs(self.services.iter().cloned());
-        // What `cargo xtask` sets for us would make cargo think that all of it changed.
-        for (key, _) in env::vars_os() {
-            let name = key.to_string_lossy();
-            if name.starts_with("CARGO_PKG_") || name == "CARGO_MANIFEST_DIR" {
-                command.env_remove(key);
-            }
-        }
         command
+    }
+
+    /// The binary that the step `build` leaves.
+    fn agents(&self) -> PathBuf {
+        self.target.join("debug/agents")
+    }
+
+    /// How long a step may take: a hang must not eat the time of what comes after, nor that of the closing lines.
+    fn limit(&self) -> Duration {
+        STEP_LIMIT.min(RUN_LIMIT.saturating_sub(self.begin.elapsed()))
     }
 }
 

@@ -50,7 +50,11 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "suite{:49} passed  failed skipped", "")?;
-        for suite in &self.suites {
+        let (shown, empty): (Vec<_>, Vec<_>) = self
+            .suites
+            .iter()
+            .partition(|suite| suite.passed + suite.failures() + suite.ignored > 0);
+        for suite in shown {
             writeln!(
                 f,
                 "{:<54} {:>6} {:>7} {:>7}{}",
@@ -60,6 +64,9 @@ impl fmt::Display for Report {
                 suite.ignored,
                 if suite.finished { "" } else { "  DIED" }
             )?;
+        }
+        if !empty.is_empty() {
+            writeln!(f, "and {} suites without a test", empty.len())?;
         }
         writeln!(f, "\nstep{:50} seconds", "")?;
         for step in &self.steps {

@@ -52,8 +52,17 @@ pub(super) fn start(server: &dyn Server, program: PathBuf, store: &Store) -> Res
         };
         // Recorded before it is ready, so that `down` finds it even if we are killed while we wait.
         store.write(&record)?;
-        if wait(server, &record, &mut child)? {
-            return Ok(record);
+        match wait(server, &record, &mut child) {
+            Ok(true) => return Ok(record),
+            Ok(false) => {}
+            Err(error) => {
+                store.forget(name)?;
+                return fail(format!(
+                    "{error}; the end of {}:\n{}",
+                    log.display(),
+                    sh::tail(&fs::read_to_string(&log).unwrap_or_default(), 10)
+                ));
+            }
         }
         last = ended(server, store, &mut child)?;
         store.forget(name)?;
@@ -107,7 +116,7 @@ fn wait(server: &dyn Server, record: &Record, child: &mut Child) -> Result<bool>
     }
     process::stop(record.pid, record.start_time)?;
     fail(format!(
-        "{} did not answer on port {} within {} s; its log is kept",
+        "{} did not answer on port {} within {} s",
         record.name,
         record.port,
         server.patience()
@@ -203,6 +212,6 @@ mod tests {
         let (_folder, store) = store();
         let error = start(&Script("exec sleep 60"), PathBuf::new(), &store).unwrap_err();
         assert!(error.to_string().contains("did not answer"), "{error}");
-        assert!(!store.all().unwrap()[0].alive());
+        assert_eq!(store.all().unwrap(), []);
     }
 }

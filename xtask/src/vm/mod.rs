@@ -37,8 +37,8 @@ Options:
 /// What the caller can choose.
 #[derive(Debug)]
 pub(crate) struct Options {
-    build: bool,
-    limit: Duration,
+    pub(crate) build: bool,
+    pub(crate) limit: Duration,
 }
 
 impl Default for Options {

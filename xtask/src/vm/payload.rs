@@ -1,7 +1,6 @@
 //! Our programs for the machine, built statically: it has no C library.
 
 use std::path::PathBuf;
-use std::process::Command;
 
 use serde_json::Value;
 
@@ -51,7 +50,7 @@ pub(super) fn build(metadata: &Metadata) -> Result<(Vec<Program>, Vec<Suite>)> {
 }
 
 fn executable(metadata: &Metadata, package: &str, kind: &str, target: &str) -> Result<PathBuf> {
-    let mut command: Command = sh::cargo();
+    let mut command = sh::cargo();
     match kind {
         "test" => command.args(["test", "--no-run", "--test", target]),
         _ => command.args(["build", "--bin", target]),
@@ -67,7 +66,7 @@ fn executable(metadata: &Metadata, package: &str, kind: &str, target: &str) -> R
         .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
         .env("CARGO_PROFILE_DEV_DEBUG", "0")
         .env("CARGO_PROFILE_DEV_STRIP", "symbols");
-    let messages = sh::output(&mut command)?;
+    let messages = sh::printed(&mut command)?;
     find(&messages, kind, target).ok_or_else(|| {
         Error::new(format!(
             "cargo built no executable for the {kind} target `{target}` of {package}"
