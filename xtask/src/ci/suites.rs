@@ -56,7 +56,7 @@ pub(super) fn required(metadata: &Metadata) -> Vec<String> {
 pub(super) fn missing(required: &[String], ran: &[Suite]) -> Vec<String> {
     required
         .iter()
-        .filter(|name| !ran.iter().any(|suite| suite.finished && suite.name == **name))
+        .filter(|name| !ran.iter().any(|suite| suite.name == **name))
         .cloned()
         .collect()
 }
