@@ -14,6 +14,7 @@ mod install;
 mod lock;
 mod metadata;
 mod paths;
+mod proc;
 mod random;
 mod scratch;
 mod services;

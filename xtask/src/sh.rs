@@ -4,16 +4,14 @@ use std::env;
 use std::ffi::OsStr;
 use std::io::{self, BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process_group};
-
 use crate::error::{Context, Error, Result, fail};
+use crate::proc;
 
 /// The command as a person would type it (for messages only).
 pub(crate) fn display(command: &Command) -> String {
@@ -85,15 +83,11 @@ pub(crate) fn printed(command: &mut Command) -> Result<String> {
 
 /// Runs to the end with both output streams as one, line by line in order.
 ///
-/// The program gets its own process group, and all of it is killed when `limit` has passed.
+/// The program is killed with everything below it when `limit` has passed.
 pub(crate) fn stream(command: &mut Command, limit: Duration, mut on_line: impl FnMut(&str)) -> Result<ExitStatus> {
     let (reader, writer) = io::pipe().context(|| "cannot make a pipe".to_owned())?;
     let second = writer.try_clone().context(|| "cannot make a pipe".to_owned())?;
-    command
-        .stdin(Stdio::null())
-        .stdout(writer)
-        .stderr(second)
-        .process_group(0);
+    command.stdin(Stdio::null()).stdout(writer).stderr(second);
     let spawned = command.spawn();
     // The command holds the write ends; the reader would never see the end of file otherwise.
     command.stdout(Stdio::null()).stderr(Stdio::null());
@@ -134,7 +128,7 @@ pub(crate) fn stream(command: &mut Command, limit: Duration, mut on_line: impl F
             break;
         }
         if Instant::now() >= deadline {
-            kill_group(child.id());
+            proc::kill_tree(child.id());
             let _ = child.wait();
             return fail(format!(
                 "`{}` did not end within {} s and was killed",
@@ -148,12 +142,6 @@ pub(crate) fn stream(command: &mut Command, limit: Duration, mut on_line: impl F
         None => child
             .wait()
             .context(|| format!("cannot wait for `{}`", display(command))),
-    }
-}
-
-fn kill_group(pid: u32) {
-    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
-        let _ = kill_process_group(pid, Signal::KILL);
     }
 }
 

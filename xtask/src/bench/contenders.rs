@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::error::{Context, Result};
 use crate::scratch::Scratch;
-use crate::{random, sh};
+use crate::sh;
 
 /// The limits that `agents run` has by default; the others get the same.
 const MEMORY_MIB: u64 = 512;
@@ -136,7 +136,7 @@ fn podman(rootfs: &Path, scratch: &Path) -> Result<Box<dyn Fn() -> Command>> {
     let runc = sh::need("runc")?;
     let folder = scratch.join("podman");
     // podman takes no longer path than 50 characters for what it keeps while it runs.
-    let short = Scratch::temporary(&format!("bench-{}", random::hex(4)?))?;
+    let short = Scratch::temporary("bench")?;
     fs::create_dir_all(&folder).context(|| format!("cannot create {}", folder.display()))?;
     let settings = folder.join("containers.conf");
     // Limits that also a machine without CAP_SYS_RESOURCE can set.

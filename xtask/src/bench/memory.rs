@@ -13,7 +13,7 @@ use serde_json::json;
 use super::{Options, agents, machine, write};
 use crate::error::{Context, Result, fail};
 use crate::scratch::Scratch;
-use crate::{random, sh};
+use crate::{proc, sh};
 
 const LIMIT_MIB: f64 = 64.0;
 const OUTPUT_BYTES: u64 = 300 << 20;
@@ -34,7 +34,7 @@ struct Peak {
 
 /// Measures; true when the process stays as small as promised.
 pub(super) fn run(options: &Options) -> Result<bool> {
-    let scratch = Scratch::new(&format!("bench-{}", random::hex(4)?))?;
+    let scratch = Scratch::new("bench")?;
     let output = format!("yes agent | head -c {OUTPUT_BYTES}");
     let artifact = format!("yes agent | head -c {ARTIFACT_BYTES} > /output/big");
     let cases = [
@@ -151,7 +151,7 @@ fn family(main: u32, binary: &Path) -> Vec<u32> {
     while at < found.len() {
         let pid = found[at];
         at += 1;
-        for child in children(pid) {
+        for child in proc::children(pid) {
             let same = fs::read_link(format!("/proc/{child}/exe")).is_ok_and(|exe| exe == binary);
             if same {
                 found.push(child);
@@ -159,20 +159,6 @@ fn family(main: u32, binary: &Path) -> Vec<u32> {
         }
     }
     found
-}
-
-fn children(pid: u32) -> Vec<u32> {
-    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else {
-        return Vec::new();
-    };
-    tasks
-        .filter_map(|task| fs::read_to_string(task.ok()?.path().join("children")).ok())
-        .flat_map(|text| {
-            text.split_whitespace()
-                .filter_map(|word| word.parse().ok())
-                .collect::<Vec<u32>>()
-        })
-        .collect()
 }
 
 /// `VmHWM` of a process, in KiB.

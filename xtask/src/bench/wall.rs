@@ -10,7 +10,7 @@ use super::stats::{self, Summary};
 use super::{Options, machine, write};
 use crate::error::{Error, Result, fail};
 use crate::scratch::Scratch;
-use crate::{random, sh};
+use crate::sh;
 
 /// Rounds that fill caches and do not count.
 const WARM_UP: usize = 3;
@@ -20,7 +20,7 @@ const LIMIT: f64 = 1.5;
 
 /// Measures; true when `agents run` is as fast as promised.
 pub(super) fn run(options: &Options) -> Result<bool> {
-    let scratch = Scratch::new(&format!("bench-{}", random::hex(4)?))?;
+    let scratch = Scratch::new("bench")?;
     let (ready, mut missing) = contenders::prepare(&options.agents, scratch.path())?;
     let mut racing = Vec::new();
     for contender in ready {

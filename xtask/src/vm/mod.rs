@@ -16,7 +16,6 @@ use std::time::Duration;
 use crate::args::Args;
 use crate::ci::results::Suite;
 use crate::error::Result;
-use crate::random;
 use crate::scratch::Scratch;
 use crate::{metadata, sh};
 
@@ -94,7 +93,7 @@ pub(crate) fn test(options: &Options) -> Result<Vec<Suite>> {
         (Vec::new(), Vec::new())
     };
     let kernel = kernel::fetch()?;
-    let scratch = Scratch::new(&format!("vm-{}", random::hex(4)?))?;
+    let scratch = Scratch::new("vm")?;
     let scripts = metadata.root.join("tests/vm");
     let initramfs = image::initramfs(scratch.path(), &scripts, &kernel.modules)?;
     let disk = image::disk(scratch.path(), &scripts, &payload)?;
