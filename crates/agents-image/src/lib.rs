@@ -18,8 +18,8 @@ mod tarball;
 mod tree;
 mod unpack;
 
-pub use options::{Credentials, Limits, Progress, ProgressFn, PullPolicy, ResolveOptions};
 pub use agents_core::error::{Error, ErrorKind, Result};
+pub use options::{Credentials, Limits, Progress, ProgressFn, PullPolicy, ResolveOptions};
 pub use reference::{ArchiveFormat, ArchiveRef, ImageRef, RegistryRef};
 pub use resolved::{ImageConfig, Resolved};
 pub use store::{GcReport, ImageStore, StoredImage};

@@ -106,9 +106,7 @@ impl Registry {
             ..ClientConfig::default()
         };
         if name.is_loopback() {
-            // A proxy from the environment would be asked for loopback, too. Naming one that applies to nothing turns that off.
-            config.http_proxy = Some("http://127.0.0.1:9".into());
-            config.no_proxy = Some("*".into());
+            spare_loopback(&mut config, |variable| std::env::var(variable).ok());
         }
         let client = Client::try_from(config).map_err(|error| {
             Error::unexpected("cannot set up HTTP; are CA certificates installed (package ca-certificates)?")
@@ -324,8 +322,9 @@ impl Registry {
         Error::new(
             ErrorKind::Timeout,
             format!(
-                "the registry {} does not answer in time; try again",
-                self.name.registry()
+                "the registry {} does not answer in time for {}; try again",
+                self.name.registry(),
+                self.name
             ),
         )
         .temporary(None)
@@ -379,7 +378,9 @@ impl Registry {
             ),
             Failure::RateLimited => Error::new(
                 ErrorKind::RateLimited,
-                format!("the registry {registry} asks for fewer pulls; wait, or log in for a higher limit"),
+                format!(
+                    "the registry {registry} takes no more requests for {name} now; wait, or log in for a higher limit"
+                ),
             )
             .temporary(None),
             Failure::Unavailable => Error::new(
@@ -393,12 +394,14 @@ impl Registry {
             Failure::Certificate => Error::new(
                 ErrorKind::Unavailable,
                 format!(
-                    "the certificate of the registry {registry} is not trusted; put its CA into /etc/containers/certs.d/{registry}/ca.crt"
+                    "cannot pull {name}: the certificate of the registry is not trusted; put its CA into /etc/containers/certs.d/{registry}/ca.crt"
                 ),
             ),
             Failure::PlainHttp => Error::new(
                 ErrorKind::Unavailable,
-                format!("the registry {registry} does not speak TLS; name it as an insecure registry if that is meant"),
+                format!(
+                    "cannot pull {name}: the registry does not speak TLS; name it as an insecure registry if that is meant"
+                ),
             ),
             Failure::Damaged => Error::new(
                 ErrorKind::DataInvalid,
@@ -507,6 +510,20 @@ fn tls_failure(error: &(dyn StdError + 'static)) -> Option<Failure> {
         };
     }
     None
+}
+
+/// A proxy from the environment would be asked for loopback, too, unless `NO_PROXY` says otherwise.
+fn spare_loopback(config: &mut ClientConfig, variable: impl Fn(&str) -> Option<String>) {
+    let first = |names: &[&str]| {
+        names
+            .iter()
+            .find_map(|name| variable(name).filter(|value| !value.is_empty()))
+    };
+    let all = first(&["all_proxy", "ALL_PROXY"]);
+    config.http_proxy = first(&["http_proxy", "HTTP_PROXY"]).or_else(|| all.clone());
+    config.https_proxy = first(&["https_proxy", "HTTPS_PROXY"]).or(all);
+    let others = first(&["no_proxy", "NO_PROXY"]).unwrap_or_default();
+    config.no_proxy = Some(format!("localhost,127.0.0.0/8,::1,{others}"));
 }
 
 fn backoff(tries: u32) -> Duration {

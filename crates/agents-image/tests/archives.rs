@@ -44,7 +44,9 @@ fn every_kind_of_archive_gives_the_same_layers() {
     ] {
         let world = World::new();
         let file = world.write(name, &bytes);
-        let first = world.resolve(&file).unwrap_or_else(|error| panic!("{name}: {}", error.report()));
+        let first = world
+            .resolve(&file)
+            .unwrap_or_else(|error| panic!("{name}: {}", error.report()));
         check(&first);
         assert!(!first.cached);
         assert_eq!(first.digest.is_some(), has_manifest, "{name}");
@@ -71,7 +73,10 @@ fn layouts_are_read_by_tag() {
     assert_eq!(tagged.digest, Some(digest(&image.manifest)));
     let error = world.resolve(&format!("oci:{path}:v2")).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
-    assert!(error.message().contains("\"v2\"") && error.message().contains("v1"), "{error}");
+    assert!(
+        error.message().contains("\"v2\"") && error.message().contains("v1"),
+        "{error}"
+    );
     // The same path written through a link is the same image, without reading it again.
     let link = world.path("link");
     std::os::unix::fs::symlink(&layout, &link).unwrap();
@@ -90,7 +95,11 @@ fn a_nested_index_is_followed_to_this_platform() {
         {"digest": digest(&image.manifest), "size": 1, "platform": {"os": "linux", "architecture": arch}},
     ]})
     .to_string();
-    fs::write(layout.join(format!("blobs/sha256/{}", common::hex(inner.as_bytes()))), &inner).unwrap();
+    fs::write(
+        layout.join(format!("blobs/sha256/{}", common::hex(inner.as_bytes()))),
+        &inner,
+    )
+    .unwrap();
     let outer = json!({"schemaVersion": 2, "manifests": [{"digest": digest(inner.as_bytes()), "size": inner.len()}]});
     fs::write(layout.join("index.json"), outer.to_string()).unwrap();
     check(&world.resolve(layout.to_str().unwrap()).unwrap());
@@ -99,7 +108,10 @@ fn a_nested_index_is_followed_to_this_platform() {
 #[test]
 fn an_archive_with_several_images_needs_a_name() {
     let world = World::new();
-    let (one, two) = (two_layers(), TestImage::gzipped(vec![TarBuilder::new().file("two", b"").bytes()]));
+    let (one, two) = (
+        two_layers(),
+        TestImage::gzipped(vec![TarBuilder::new().file("two", b"").bytes()]),
+    );
     let mut tar = TarBuilder::new();
     let mut items = Vec::new();
     for (i, (image, tag)) in [(&one, "one:1"), (&two, "example.com/two:latest")].iter().enumerate() {
@@ -112,13 +124,28 @@ fn an_archive_with_several_images_needs_a_name() {
         tar = tar.file(&config, &image.config);
         items.push(json!({"Config": config, "RepoTags": [tag], "Layers": names}));
     }
-    let file = world.write("both.tar", &tar.file("manifest.json", json!(items).to_string().as_bytes()).bytes());
+    let file = world.write(
+        "both.tar",
+        &tar.file("manifest.json", json!(items).to_string().as_bytes()).bytes(),
+    );
     let error = world.resolve(&file).unwrap_err();
     assert!(error.message().contains("one:1, example.com/two:latest"), "{error}");
-    check(&world.resolve(&format!("docker-archive:{file}:docker.io/library/one:1")).unwrap());
-    let two = world.resolve(&format!("docker-archive:{file}:example.com/two")).unwrap();
+    check(
+        &world
+            .resolve(&format!("docker-archive:{file}:docker.io/library/one:1"))
+            .unwrap(),
+    );
+    let two = world
+        .resolve(&format!("docker-archive:{file}:example.com/two"))
+        .unwrap();
     assert!(two.layers[0].join("two").exists());
-    assert_eq!(world.resolve(&format!("docker-archive:{file}:three")).unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(
+        world
+            .resolve(&format!("docker-archive:{file}:three"))
+            .unwrap_err()
+            .kind(),
+        ErrorKind::NotFound
+    );
 }
 
 #[test]
@@ -138,7 +165,10 @@ fn a_changed_archive_is_read_again_and_a_touched_one_unpacks_nothing() {
     let world = World::new();
     let file = world.write("image.tar", &two_layers().docker_archive(&[]));
     let first = world.resolve(&file).unwrap();
-    fs::File::open(&file).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    fs::File::open(&file)
+        .unwrap()
+        .set_modified(std::time::SystemTime::UNIX_EPOCH)
+        .unwrap();
     let touched = world.resolve(&file).unwrap();
     assert_eq!(touched.layers, first.layers);
     assert!(touched.cached);
@@ -158,13 +188,29 @@ fn damaged_and_foreign_archives_are_refused_by_name() {
     let cases = [
         ("empty.tar", Vec::new(), "no image"),
         ("text.tar", b"hello".to_vec(), "truncated"),
-        ("rootfs.tar", TarBuilder::new().dir("etc").file("etc/passwd", b"").bytes(), "no image"),
+        (
+            "rootfs.tar",
+            TarBuilder::new().dir("etc").file("etc/passwd", b"").bytes(),
+            "no image",
+        ),
         ("cut.tar", docker[..docker.len() - 4000].to_vec(), ""),
         ("cut.tar.gz", gzip(&docker)[..200].to_vec(), "truncated"),
         ("xz.tar", b"\xfd7zXZ\0......".to_vec(), "xz"),
-        ("mips.tar", foreign(json!({"architecture": "mips", "os": "linux", "rootfs": {"diff_ids": ids}})), "linux/mips"),
-        ("windows.tar", foreign(json!({"os": "windows", "rootfs": {"diff_ids": ids}})), "windows"),
-        ("fewer.tar", foreign(json!({"rootfs": {"diff_ids": [ids[0]]}})), "2 layers"),
+        (
+            "mips.tar",
+            foreign(json!({"architecture": "mips", "os": "linux", "rootfs": {"diff_ids": ids}})),
+            "linux/mips",
+        ),
+        (
+            "windows.tar",
+            foreign(json!({"os": "windows", "rootfs": {"diff_ids": ids}})),
+            "windows",
+        ),
+        (
+            "fewer.tar",
+            foreign(json!({"rootfs": {"diff_ids": [ids[0]]}})),
+            "2 layers",
+        ),
         ("none.tar", TestImage::new(Vec::new()).oci_archive(None), "no layers"),
         ("config.tar", foreign(json!({"rootfs": 3})), "configuration"),
         (
@@ -177,13 +223,19 @@ fn damaged_and_foreign_archives_are_refused_by_name() {
         (
             "digest.tar",
             TarBuilder::new()
-                .file("index.json", br#"{"manifests":[{"digest":"sha256:../../../../../../etc/passwd"}]}"#)
+                .file(
+                    "index.json",
+                    br#"{"manifests":[{"digest":"sha256:../../../../../../etc/passwd"}]}"#,
+                )
                 .bytes(),
             "not a digest",
         ),
         (
             "loop.tar",
-            TarBuilder::new().symlink("manifest.json", "m").symlink("m", "manifest.json").bytes(),
+            TarBuilder::new()
+                .symlink("manifest.json", "m")
+                .symlink("m", "manifest.json")
+                .bytes(),
             "no image",
         ),
     ];
@@ -197,7 +249,10 @@ fn damaged_and_foreign_archives_are_refused_by_name() {
     assert!(world.store.list().unwrap().is_empty());
     // A failed attempt keeps nothing that gc does not take.
     world.store.gc().unwrap();
-    assert_eq!(fs::read_dir(world.store.root().join("blobs/sha256")).unwrap().count(), 0);
+    assert_eq!(
+        fs::read_dir(world.store.root().join("blobs/sha256")).unwrap().count(),
+        0
+    );
 }
 
 #[test]
@@ -224,14 +279,24 @@ fn progress_ends_with_done() {
     let seen = seen.lock().unwrap();
     assert_eq!(seen.first(), Some(&Progress::Resolving));
     assert_eq!(seen.last(), Some(&Progress::Done));
-    assert_eq!(seen.iter().filter(|progress| matches!(progress, Progress::Unpacking { .. })).count(), 2);
-    assert!(seen.iter().any(|p| matches!(p, Progress::Layer { total: Some(total), done, .. } if total == done)));
+    assert_eq!(
+        seen.iter()
+            .filter(|progress| matches!(progress, Progress::Unpacking { .. }))
+            .count(),
+        2
+    );
+    assert!(
+        seen.iter()
+            .any(|p| matches!(p, Progress::Layer { total: Some(total), done, .. } if total == done))
+    );
 }
 
 #[test]
 fn cached_images_resolve_at_once() {
     let world = World::new();
-    let layers = (0..30).map(|i| TarBuilder::new().file(format!("f{i}"), b"x").bytes()).collect();
+    let layers = (0..30)
+        .map(|i| TarBuilder::new().file(format!("f{i}"), b"x").bytes())
+        .collect();
     let file = world.write("image.tar.gz", &gzip(&TestImage::gzipped(layers).docker_archive(&[])));
     let runtime = common::runtime();
     let options = ResolveOptions::new();

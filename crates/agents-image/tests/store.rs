@@ -19,7 +19,10 @@ fn count(store: &ImageStore, folder: &str) -> usize {
 }
 
 fn archive(world: &World, name: &str, layers: &[&str]) -> String {
-    let layers = layers.iter().map(|layer| TarBuilder::new().file(*layer, layer.as_bytes()).bytes()).collect();
+    let layers = layers
+        .iter()
+        .map(|layer| TarBuilder::new().file(*layer, layer.as_bytes()).bytes())
+        .collect();
     world.write(name, &TestImage::gzipped(layers).docker_archive(&[]))
 }
 
@@ -46,7 +49,10 @@ fn gc_keeps_what_is_referred_to_or_in_use() {
     world.resolve(&two).unwrap();
     assert_eq!(world.store.list().unwrap().len(), 2);
     let listed = &world.store.list().unwrap()[0];
-    assert_eq!((listed.source.as_str(), listed.layers, listed.size), (one.as_str(), 2, 9));
+    assert_eq!(
+        (listed.source.as_str(), listed.layers, listed.size),
+        (one.as_str(), 2, 9)
+    );
     let report = world.store.gc().unwrap();
     assert_eq!((report.layers, report.references, report.blobs), (0, 0, 0));
 
@@ -133,7 +139,9 @@ fn many_at_once_do_the_work_once() {
 #[test]
 fn gc_beside_pulls_breaks_neither() {
     let world = World::new();
-    let files: Vec<_> = (0..6).map(|i| archive(&world, &format!("{i}.tar"), &["shared", &format!("l{i}")])).collect();
+    let files: Vec<_> = (0..6)
+        .map(|i| archive(&world, &format!("{i}.tar"), &["shared", &format!("l{i}")]))
+        .collect();
     let stop = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         let collector = scope.spawn(|| {
@@ -165,7 +173,9 @@ fn gc_beside_pulls_breaks_neither() {
 #[test]
 fn dropping_the_future_stops_and_cleans() {
     let world = World::new();
-    let layer = (0..4000).fold(TarBuilder::new(), |tar, i| tar.file(format!("f{i}"), &[1; 2000])).bytes();
+    let layer = (0..4000)
+        .fold(TarBuilder::new(), |tar, i| tar.file(format!("f{i}"), &[1; 2000]))
+        .bytes();
     let file = world.write("big.tar", &TestImage::gzipped(vec![layer]).docker_archive(&[]));
     let image = agents_image::ImageRef::parse(&file).unwrap();
     let runtime = common::runtime();
@@ -193,7 +203,11 @@ fn child() {
 fn kill_at_any_moment_leaves_only_what_gc_takes() {
     let world = World::new();
     let layers: Vec<_> = (0..3)
-        .map(|l| (0..300).fold(TarBuilder::new(), |tar, i| tar.file(format!("{l}-{i}"), &[1; 500])).bytes())
+        .map(|l| {
+            (0..300)
+                .fold(TarBuilder::new(), |tar, i| tar.file(format!("{l}-{i}"), &[1; 500]))
+                .bytes()
+        })
         .collect();
     let file = world.write("image.tar", &TestImage::gzipped(layers).docker_archive(&[]));
     let root = world.store.root().to_owned();

@@ -2,6 +2,8 @@
 
 #![allow(dead_code)]
 
+pub(crate) mod fake;
+
 use std::{
     io::Write,
     path::{Path, PathBuf},
@@ -94,7 +96,10 @@ impl TarBuilder {
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    sha2::Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 pub(crate) fn digest(bytes: &[u8]) -> String {
@@ -149,7 +154,11 @@ impl TestImage {
             "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest(&config), "size": config.len()},
             "layers": descriptors
         });
-        Self { layers, config, manifest: manifest.to_string().into_bytes() }
+        Self {
+            layers,
+            config,
+            manifest: manifest.to_string().into_bytes(),
+        }
     }
 
     pub(crate) fn gzipped(layers: Vec<Vec<u8>>) -> Self {
@@ -172,7 +181,9 @@ impl TestImage {
         }
         let config = format!("{}.json", hex(&self.config));
         let manifest = json!([{"Config": config, "RepoTags": tags, "Layers": names}]);
-        tar.file(&config, &self.config).file("manifest.json", manifest.to_string().as_bytes()).bytes()
+        tar.file(&config, &self.config)
+            .file("manifest.json", manifest.to_string().as_bytes())
+            .bytes()
     }
 
     /// The files of an OCI layout.
@@ -264,5 +275,9 @@ pub(crate) fn resolve(store: &ImageStore, image: &str, options: &ResolveOptions)
 }
 
 pub(crate) fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap()
 }
