@@ -253,26 +253,27 @@ impl Base {
             }
             rustix::fs::fsync(&base).map_err(fault)?;
         }
-        let removed = open_dir(&tmp, &trash).map_err(|error| broken(session.as_str(), error))?;
         let mut gone = Vec::new();
-        let mut note = |folder: &str, dir: &Dir| -> Result<()> {
-            // A damaged version is deleted all the same; there is nothing to say of it.
-            gone.extend(self.infos(session, folder, dir)?.into_iter().flatten());
-            Ok(())
-        };
-        match name {
-            Some(name) => note(&layout::folder_of(name), &removed)?,
-            None => {
-                for folder in names_in(&removed)? {
-                    if let Ok(dir) = open_dir(&removed, &folder) {
-                        note(&folder, &dir)?;
+        // A link that somebody planted is removed itself, and was no artifact. Neither can anything be said of a damaged
+        // version, which is deleted all the same.
+        if let Ok(removed) = open_dir(&tmp, &trash) {
+            let mut note = |folder: &str, dir: &Dir| -> Result<()> {
+                gone.extend(self.infos(session, folder, dir)?.into_iter().flatten());
+                Ok(())
+            };
+            match name {
+                Some(name) => note(&layout::folder_of(name), &removed)?,
+                None => {
+                    for folder in names_in(&removed)? {
+                        if let Ok(dir) = open_dir(&removed, &folder) {
+                            note(&folder, &dir)?;
+                        }
                     }
                 }
             }
         }
         gone.sort_by(|a, b| (&a.name, a.version).cmp(&(&b.name, b.version)));
-        tmp.remove_dir_all(&trash)
-            .map_err(|error| self.fault("cannot remove the deleted artifacts", error))?;
+        remove_all(&tmp, &trash).map_err(|error| self.fault("cannot remove the deleted artifacts", error))?;
         Ok(gone)
     }
 
@@ -319,8 +320,15 @@ fn reap_upload(tmp: &Dir, name: &str) -> io::Result<bool> {
     }
 }
 
+/// Removes a folder with everything in it, or a file, or a link itself.
 fn remove_all(dir: &Dir, name: &str) -> io::Result<bool> {
-    Ok(absent(dir.remove_dir_all(name))?.is_some())
+    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+        Ok(()) => Ok(true),
+        Err(Errno::NOENT) => Ok(false),
+        // POSIX says EPERM for a folder, and Linux EISDIR.
+        Err(Errno::ISDIR | Errno::PERM) => Ok(absent(dir.remove_dir_all(name))?.is_some()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 impl Sidecar {
