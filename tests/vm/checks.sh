@@ -59,6 +59,10 @@ pids_limit_refuses() {
     ! echo "$events" | grep -q '^max 0'
 }
 
+file_system_can_be_made() {
+    truncate -s 16M image && mkfs.ext4 -q -F image && rm image
+}
+
 user_namespace() {
     [ "$(unshare -Ur id -u)" = 0 ]
 }
@@ -89,6 +93,7 @@ check identity is_who_it_should_be
 check cgroup-v2-only only_cgroup_v2
 check controllers-delegated controllers_are_delegated
 check memory-limit-kills memory_limit_kills
+check file-system-can-be-made file_system_can_be_made
 check pids-limit-refuses pids_limit_refuses
 check user-namespace user_namespace
 check overlay-in-user-namespace overlay_in_user_namespace

@@ -25,7 +25,9 @@ chmod 666 /dev/fuse /dev/net/tun 2> /dev/null
 mkdir -p /run/user/1000
 chown -R 0:0 /etc /root /usr /vmtest
 chown -R 1000:1000 /home/agent /run/user/1000
-chmod 700 /root /home/agent /run/user/1000
+chmod 700 /home/agent /run/user/1000
+# Closed, but programs that were built in a home folder are at that path here too.
+chmod 711 /root
 
 # Hands the children of a cgroup every controller that it has.
 hand_down() {

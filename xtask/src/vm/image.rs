@@ -15,6 +15,9 @@ use crate::sh;
 /// Sparse: it takes the space of what is in it.
 const DISK_SIZE: &str = "4G";
 
+/// What a host has and busybox lacks.
+const HOST_PROGRAMS: &[&str] = &["mkfs.ext4"];
+
 /// Files of `/etc` that programs expect on a host.
 const ETC: &[(&str, &str)] = &[
     (
@@ -109,6 +112,10 @@ pub(super) fn disk(folder: &Path, scripts: &Path, payload: &[Program]) -> Result
     }
     for program in payload {
         copy(&program.file, &root.join("vmtest").join(&program.place))?;
+        copy(&program.file, &inside(&root, &program.file))?;
+    }
+    for program in HOST_PROGRAMS {
+        with_libraries(&root, &sh::need(program)?)?;
     }
     let disk = folder.join("disk");
     sh::output(
@@ -119,6 +126,28 @@ pub(super) fn disk(folder: &Path, scripts: &Path, payload: &[Program]) -> Result
             .arg(DISK_SIZE),
     )?;
     Ok(disk)
+}
+
+/// Copies a program of this machine, and the libraries that it is linked with, to where they are here.
+fn with_libraries(root: &Path, program: &Path) -> Result<()> {
+    copy(program, &inside(root, program))?;
+    for library in libraries(&sh::output(Command::new("ldd").arg(program))?) {
+        copy(&library, &inside(root, &library))?;
+    }
+    Ok(())
+}
+
+/// The files that ldd(1) names: `libc.so.6 => /lib/libc.so.6 (0x…)`, or the path alone for the loader.
+fn libraries(listed: &str) -> Vec<PathBuf> {
+    listed
+        .split_whitespace()
+        .filter(|word| word.starts_with('/'))
+        .map(PathBuf::from)
+        .collect()
+}
+
+fn inside(root: &Path, path: &Path) -> PathBuf {
+    root.join(path.strip_prefix("/").unwrap_or(path))
 }
 
 fn applets(busybox: &Path) -> Result<Vec<String>> {
@@ -134,11 +163,31 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
-    fs::copy(from, to)
+    to.parent()
+        .map_or(Ok(()), fs::create_dir_all)
+        .and_then(|()| fs::copy(from, to))
         .and_then(|_| fs::set_permissions(to, Permissions::from_mode(0o755)))
         .context(|| format!("cannot copy {} to {}", from.display(), to.display()))
 }
 
 fn link(target: &str, at: &Path) -> Result<()> {
     symlink(target, at).context(|| format!("cannot create {}", at.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libraries_are_found_in_both_forms() {
+        let listed = "\tlinux-vdso.so.1 (0x1)\n\tlibc.so.6 => /lib/libc.so.6 (0x2)\n\t/lib64/ld.so.2 (0x3)\n";
+        assert_eq!(
+            libraries(listed),
+            [PathBuf::from("/lib/libc.so.6"), PathBuf::from("/lib64/ld.so.2")]
+        );
+        assert_eq!(
+            inside(Path::new("/disk"), Path::new("/lib/x")),
+            Path::new("/disk/lib/x")
+        );
+    }
 }

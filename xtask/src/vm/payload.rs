@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use crate::ci::results::Suite;
-use crate::error::{Error, Result};
+use crate::error::{Result, fail};
 use crate::metadata::Metadata;
 use crate::{paths, sh};
 
@@ -14,7 +14,7 @@ const PLATFORM: &str = "x86_64-unknown-linux-gnu";
 /// Something to put on the disk.
 #[derive(Debug)]
 pub(super) struct Program {
-    /// Where it was built.
+    /// Where it was built. It goes to the same path on the disk too: a test names the binaries of its package by it.
     pub(super) file: PathBuf,
     /// Where it goes, below `/vmtest`.
     pub(super) place: String,
@@ -41,15 +41,25 @@ pub(super) fn build(metadata: &Metadata) -> Result<(Vec<Program>, Vec<Suite>)> {
             continue;
         }
         println!("building {package} {kind} {target} statically");
+        let messages = build_one(metadata, package, kind, target)?;
+        let Some(file) = find(&messages, kind, target) else {
+            return fail(format!(
+                "cargo built no executable for the {kind} target `{target}` of {package}"
+            ));
+        };
         programs.push(Program {
-            file: executable(metadata, package, kind, target)?,
+            file,
             place: place.to_owned(),
         });
+        if kind == "test" {
+            programs.extend(binaries(&messages));
+        }
     }
     Ok((programs, skipped))
 }
 
-fn executable(metadata: &Metadata, package: &str, kind: &str, target: &str) -> Result<PathBuf> {
+/// Builds one target; returns cargo's messages.
+fn build_one(metadata: &Metadata, package: &str, kind: &str, target: &str) -> Result<String> {
     let mut command = sh::cargo();
     match kind {
         "test" => command.args(["test", "--no-run", "--test", target]),
@@ -66,20 +76,33 @@ fn executable(metadata: &Metadata, package: &str, kind: &str, target: &str) -> R
         .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
         .env("CARGO_PROFILE_DEV_DEBUG", "0")
         .env("CARGO_PROFILE_DEV_STRIP", "symbols");
-    let messages = sh::printed(&mut command)?;
-    find(&messages, kind, target).ok_or_else(|| {
-        Error::new(format!(
-            "cargo built no executable for the {kind} target `{target}` of {package}"
-        ))
-    })
+    sh::printed(&mut command)
+}
+
+/// The binaries of its own package that cargo builds for an integration test.
+fn binaries(messages: &str) -> Vec<Program> {
+    artifacts(messages)
+        .filter(|message| message["target"]["kind"][0] == "bin")
+        .filter_map(|message| {
+            Some(Program {
+                file: message["executable"].as_str()?.into(),
+                place: message["target"]["name"].as_str()?.to_owned(),
+            })
+        })
+        .collect()
 }
 
 fn find(messages: &str, kind: &str, target: &str) -> Option<PathBuf> {
+    artifacts(messages)
+        .filter(|message| message["target"]["name"] == target && message["target"]["kind"][0] == kind)
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+}
+
+fn artifacts(messages: &str) -> impl Iterator<Item = Value> {
     messages
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .filter(|message| message["target"]["name"] == target && message["target"]["kind"][0] == kind)
-        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .filter(|message| message["reason"] == "compiler-artifact")
 }
 
 #[cfg(test)]
@@ -90,6 +113,7 @@ mod tests {
     fn the_executable_is_found_among_cargos_messages() {
         let messages = r#"
 {"reason":"compiler-artifact","target":{"kind":["lib"],"name":"conformance"},"executable":null}
+{"reason":"compiler-artifact","target":{"kind":["bin"],"name":"helper"},"executable":"/t/helper"}
 {"reason":"compiler-artifact","target":{"kind":["test"],"name":"conformance"},"executable":"/t/conformance-1"}
 "#;
         assert_eq!(
@@ -97,6 +121,9 @@ mod tests {
             Some(PathBuf::from("/t/conformance-1"))
         );
         assert_eq!(find(messages, "bin", "agents"), None);
+        let helpers = binaries(messages);
+        assert_eq!(helpers.len(), 1);
+        assert_eq!(helpers[0].place, "helper");
     }
 
     #[test]
