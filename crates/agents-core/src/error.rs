@@ -144,7 +144,7 @@ impl Error {
             Io::NotFound => ErrorKind::NotFound,
             Io::AlreadyExists => ErrorKind::AlreadyExists,
             Io::PermissionDenied | Io::ReadOnlyFilesystem => ErrorKind::PermissionDenied,
-            Io::StorageFull | Io::QuotaExceeded | Io::OutOfMemory => ErrorKind::ResourceExhausted,
+            Io::StorageFull | Io::QuotaExceeded | Io::FileTooLarge | Io::OutOfMemory => ErrorKind::ResourceExhausted,
             Io::TimedOut => ErrorKind::Timeout,
             Io::ConnectionRefused | Io::ConnectionReset | Io::ConnectionAborted => ErrorKind::Unavailable,
             _ => ErrorKind::Unexpected,
