@@ -1,13 +1,33 @@
 //! The [`Engine`].
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use agents_core::{Adapters, Result, SessionId};
+use agents_core::{Adapters, ContainerId, Error, ErrorKind, EventType, Result, SessionId, Severity};
 use futures_core::stream::BoxStream;
+use futures_util::StreamExt;
+use jiff::Timestamp;
+use tokio::time::sleep;
 
 use crate::{
-    AgentResult, GcReport, Inspection, LogChunk, Session, SessionHandle, SessionInfo, SessionRequest, session::not_yet,
+    AgentResult, GcReport, Inspection, LogChunk, Session, SessionHandle, SessionInfo, SessionRequest, SessionStatus,
+    active,
+    audit::{self, Auditor},
+    blocking,
+    log::LogReader,
+    plan::{LABEL_SESSION, LABEL_STATE},
+    record::{Ending, Owner, Record, StateDir},
+    redact::Redactor,
 };
+
+/// How often a file of another process is looked at.
+const POLL: Duration = Duration::from_millis(50);
+/// What is said of a session whose owner is gone.
+const LOST: &str = "the process that owned the session is gone";
 
 /// Settings of an [`Engine`].
 #[derive(Clone, Debug)]
@@ -76,6 +96,7 @@ pub struct Engine {
 struct Shared {
     adapters: Adapters,
     config: EngineConfig,
+    state: StateDir,
 }
 
 impl Engine {
@@ -85,8 +106,13 @@ impl Engine {
     ///
     /// When the state folder cannot be made.
     pub fn new(adapters: Adapters, config: EngineConfig) -> Result<Self> {
+        let state = StateDir::open(&config.state_dir)?;
         Ok(Self {
-            shared: Arc::new(Shared { adapters, config }),
+            shared: Arc::new(Shared {
+                adapters,
+                config,
+                state,
+            }),
         })
     }
 
@@ -100,31 +126,55 @@ impl Engine {
         &self.shared.config
     }
 
+    pub(crate) fn state(&self) -> &StateDir {
+        &self.shared.state
+    }
+
     /// Runs an agent from the validation of its policy to the destruction of its container.
+    ///
+    /// When the future is dropped before its end, the container is destroyed in the background, and the session ends as
+    /// `terminated`.
     ///
     /// # Errors
     ///
-    /// Only when the session could not even begin: its identifier is in use, or the state folder cannot be written.
-    /// Everything else is in the result.
+    /// Only when the session could not even begin: its identifier is in use, or the state folder or the export folder
+    /// cannot be written. Everything else is in the result.
     pub async fn run(&self, request: SessionRequest) -> Result<AgentResult> {
-        let _ = request;
-        Err(not_yet())
+        active::run(self, request).await
     }
 
     /// Opens a long-lived session. The agent has no command, input or terminal of its own ([`Agent::idle`](crate::Agent::idle)).
     ///
     /// # Errors
     ///
-    /// Whatever keeps the container from being created; the session has an ending on record then.
+    /// As [`run`](Self::run), and whatever keeps the container from being created; the session has an ending on record
+    /// then.
     pub async fn open(&self, request: SessionRequest) -> Result<Session> {
-        let _ = request;
-        Err(not_yet())
+        Session::open(self, request).await
     }
 
     /// The running sessions, oldest first, and with `include_ended` those that have ended.
     pub async fn list(&self, include_ended: bool) -> Result<Vec<SessionInfo>> {
-        let _ = include_ended;
-        Err(not_yet())
+        let state = self.state().clone();
+        blocking(move || {
+            let mut sessions = BTreeMap::new();
+            // The running ones first: one that ends meanwhile is then found among the ended ones, and not missed.
+            for record in state.active()? {
+                let info = known(&state, &record.session_id)?;
+                if let Some(info) = info.filter(|info| include_ended || info.ended_at.is_none()) {
+                    sessions.insert(record.session_id, info);
+                }
+            }
+            if include_ended {
+                for ending in state.ended()? {
+                    sessions.insert(ending.info.session_id.clone(), ending.info);
+                }
+            }
+            let mut sessions: Vec<_> = sessions.into_values().collect();
+            sessions.sort_by(|a, b| (a.started_at, &a.session_id).cmp(&(b.started_at, &b.session_id)));
+            Ok(sessions)
+        })
+        .await
     }
 
     /// Everything that is known of a session.
@@ -133,18 +183,93 @@ impl Engine {
     ///
     /// `NotFound` for a session that is not in the state folder.
     pub async fn inspect(&self, id: &SessionId) -> Result<Inspection> {
-        let _ = id;
-        Err(not_yet())
+        let info = self.info(id).await?;
+        let container = match &info.container_id {
+            Some(container) if info.ended_at.is_none() && self.is_mine(&info.runtime) => {
+                match self.adapters().runtime.inspect(container).await {
+                    Ok(container) => Some(container),
+                    Err(error) if error.kind() == ErrorKind::NotFound => None,
+                    Err(error) => return Err(error),
+                }
+            }
+            _ => None,
+        };
+        let dir = self.state().session(id);
+        let result = blocking(move || dir.result()).await?;
+        Ok(Inspection {
+            info,
+            container,
+            result,
+        })
+    }
+
+    pub(crate) async fn info(&self, id: &SessionId) -> Result<SessionInfo> {
+        let (state, id) = (self.state().clone(), id.clone());
+        blocking(move || {
+            known(&state, &id)?.ok_or_else(|| {
+                Error::not_found("there is no such session; agents ps -a lists them").with_context("session", &id)
+            })
+        })
+        .await
+    }
+
+    fn is_mine(&self, runtime: &str) -> bool {
+        self.adapters().runtime.info().adapter_type == runtime
+    }
+
+    fn check_mine(&self, info: &SessionInfo) -> Result<()> {
+        if self.is_mine(&info.runtime) {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Conflict,
+            format!(
+                "the session belongs to the {0} runtime; choose it with --runtime {0}",
+                info.runtime
+            ),
+        )
+        .with_context("session", &info.session_id))
     }
 
     /// A handle on a running session of any process.
     ///
     /// # Errors
     ///
-    /// `NotFound` for an unknown session, `Conflict` for one that has ended or has no container yet.
+    /// `NotFound` for an unknown session, `Conflict` for one that has ended, has no container yet, or belongs to another
+    /// runtime.
     pub async fn attach(&self, id: &SessionId) -> Result<SessionHandle> {
-        let _ = id;
-        Err(not_yet())
+        let info = self.info(id).await?;
+        if info.status != SessionStatus::Running {
+            let message = format!("the session is {}, and no longer running", info.status.as_str());
+            return Err(Error::new(ErrorKind::Conflict, message).with_context("session", id));
+        }
+        self.check_mine(&info)?;
+        let dir = self.state().session(id);
+        let (note, record) = blocking(move || Ok((dir.container()?, dir.record()?))).await?;
+        let Some((note, record)) = note.zip(record) else {
+            let message = "the session has no container yet; try again in a moment";
+            return Err(Error::new(ErrorKind::Conflict, message)
+                .temporary(None)
+                .with_context("session", id));
+        };
+        Ok(SessionHandle {
+            auditor: self.auditor(&record),
+            engine: self.clone(),
+            info,
+            container: note.handle,
+            deadline: None,
+        })
+    }
+
+    /// Writes events about a session whose secrets are not known here.
+    fn auditor(&self, record: &Record) -> Auditor {
+        Auditor {
+            logger: Arc::clone(&self.adapters().audit),
+            session_id: record.session_id.clone(),
+            agent_id: record.agent_id.clone(),
+            user_id: record.user_id.clone(),
+            redactor: Redactor::default(),
+        }
     }
 
     /// Asks the owner to stop, so that it still collects artifacts, and waits for the end. When the owner is dead, ends
@@ -154,28 +279,236 @@ impl Engine {
     ///
     /// `NotFound` for an unknown session, `Timeout` when the owner does not react.
     pub async fn stop(&self, id: &SessionId) -> Result<SessionInfo> {
-        let _ = id;
-        Err(not_yet())
+        let dir = self.state().session(id);
+        let asked = Instant::now();
+        let mut info = self.info(id).await?;
+        if info.ended_at.is_none() {
+            dir.request_stop()?;
+        }
+        loop {
+            match info.status {
+                SessionStatus::Lost if info.ended_at.is_none() => {
+                    self.check_mine(&info)?;
+                    let record = {
+                        let dir = dir.clone();
+                        blocking(move || dir.record()).await?
+                    };
+                    if let Some(record) = record {
+                        self.end_in_place(&record, SessionStatus::Lost, LOST).await?;
+                    }
+                }
+                SessionStatus::Running => {}
+                _ => return Ok(info),
+            }
+            if asked.elapsed() > self.config().stop_timeout {
+                return Err(Error::new(
+                    ErrorKind::Timeout,
+                    format!(
+                        "the owner of the session did not stop it in {:?}; end process {} and run agents gc",
+                        self.config().stop_timeout,
+                        info.owner_pid.unwrap_or_default()
+                    ),
+                )
+                .with_context("session", id));
+            }
+            sleep(POLL).await;
+            info = self.info(id).await?;
+        }
     }
 
-    /// A session's output so far, and with `follow` everything until its end.
+    /// A session's output so far, and with `follow` everything until its end. The latest
+    /// [`log_limit`](EngineConfig::log_limit) bytes are there; a follower that falls behind by more misses some.
     ///
     /// # Errors
     ///
     /// `NotFound` for an unknown session.
     pub async fn logs(&self, id: &SessionId, follow: bool) -> Result<BoxStream<'static, Result<LogChunk>>> {
-        let _ = (id, follow);
-        Err(not_yet())
+        self.info(id).await?;
+        let dir = self.state().session(id);
+        let reader = LogReader::new(dir.log());
+        // The end is noted before the log is read to its end, so that the last words are not missed.
+        let state = Some((reader, dir, !follow));
+        let chunks = futures_util::stream::unfold(state, |state| async {
+            let (mut reader, dir, mut ended) = state?;
+            loop {
+                match reader.next() {
+                    Ok(Some(chunk)) => return Some((Ok(chunk), Some((reader, dir, ended)))),
+                    Ok(None) if ended => return None,
+                    Ok(None) => match dir.record() {
+                        Ok(record) => {
+                            ended = record.is_none_or(|record| !record.info(None).is_running());
+                            if !ended {
+                                sleep(POLL).await;
+                            }
+                        }
+                        Err(error) => return Some((Err(error), None)),
+                    },
+                    Err(error) => return Some((Err(error), None)),
+                }
+            }
+        });
+        Ok(chunks.boxed())
     }
 
     /// Ends the sessions of dead owners and removes their containers. Costs the reading of one folder when there are
-    /// none, so every start can call it.
+    /// none, so every start can call it. What belongs to a living owner is not touched.
+    ///
+    /// # Errors
+    ///
+    /// When the state folder cannot be read; what could not be cleaned up is in the report.
     pub async fn recover(&self) -> Result<GcReport> {
-        Err(not_yet())
+        let mut report = GcReport::default();
+        let dead = |state: &StateDir| -> Result<Vec<Record>> {
+            let records = state.active()?;
+            let is_dead = |record: &Record| !record.owner.as_ref().is_some_and(Owner::is_alive);
+            Ok(records.into_iter().filter(is_dead).collect())
+        };
+        let state = self.state().clone();
+        let found = blocking(move || {
+            if dead(&state)?.is_empty() {
+                return Ok(None);
+            }
+            // Another clean-up may have been at it while we waited for the lock.
+            let lock = state.lock()?;
+            Ok(Some((lock, dead(&state)?)))
+        })
+        .await?;
+        let Some((_lock, records)) = found else {
+            return Ok(report);
+        };
+        for record in records {
+            let id = &record.session_id;
+            if !self.is_mine(&record.runtime) {
+                report.problems.push(format!(
+                    "session {id} belongs to the {0} runtime; run agents gc --runtime {0}",
+                    record.runtime
+                ));
+                continue;
+            }
+            match self.end_in_place(&record, SessionStatus::Lost, LOST).await {
+                Ok(removed) => {
+                    report.ended_sessions.push(id.clone());
+                    report
+                        .removed
+                        .extend(removed.into_iter().map(|container| format!("container {container}")));
+                }
+                Err(error) => report.problems.push(format!("session {id}: {}", error.report())),
+            }
+        }
+        Ok(report)
     }
 
     /// [`recover`](Self::recover), and then asks runtime and storage to remove what crashes left behind.
+    ///
+    /// # Errors
+    ///
+    /// As [`recover`](Self::recover).
     pub async fn gc(&self) -> Result<GcReport> {
-        Err(not_yet())
+        let mut report = self.recover().await?;
+        let adapters = self.adapters();
+        for (what, reaped) in [
+            ("runtime", adapters.runtime.reap().await),
+            ("storage", adapters.storage.reap().await),
+        ] {
+            match reaped {
+                Ok(removed) => report.removed.extend(removed),
+                Err(error) => report.problems.push(format!("{what}: {}", error.report())),
+            }
+        }
+        Ok(report)
+    }
+
+    /// Destroys every container of a session, and says which there were.
+    pub(crate) async fn sweep(&self, record: &Record, attempts: u32) -> Result<Vec<ContainerId>> {
+        let runtime = &self.adapters().runtime;
+        let labels = [
+            (LABEL_SESSION, record.session_id.as_str()),
+            (LABEL_STATE, self.state().label.as_str()),
+        ];
+        let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        let mut ids = Vec::new();
+        for container in runtime.list(&labels).await? {
+            runtime.destroy(&container.handle.id).await?;
+            ids.push(container.handle.id);
+        }
+        // A creation that was cut off may have left something under the name that no list shows.
+        for attempt in 1..=attempts.max(1) {
+            let name = container_name(record, attempt)?;
+            if !ids.contains(&name) {
+                runtime.destroy(&name).await?;
+            }
+        }
+        Ok(ids)
+    }
+
+    /// Ends a session whose owner cannot: removes its containers, writes its ending unless there is one, and puts the
+    /// closing event on record. Doing it again is harmless.
+    pub(crate) async fn end_in_place(
+        &self,
+        record: &Record,
+        status: SessionStatus,
+        error: &str,
+    ) -> Result<Vec<ContainerId>> {
+        let dir = self.state().session(&record.session_id);
+        let (container, ending) = {
+            let dir = dir.clone();
+            blocking(move || Ok((dir.container()?, dir.ending()?))).await?
+        };
+        // The owner may have died while it created the next attempt's container.
+        let attempts = container.as_ref().map_or(1, |note| note.attempt.saturating_add(1));
+        let removed = self.sweep(record, attempts).await?;
+        let auditor = self.auditor(record);
+        let ending = match ending {
+            Some(ending) => ending,
+            None => {
+                let mut info = record.info(container.as_ref());
+                info.status = status;
+                info.ended_at = Some(Timestamp::now());
+                info.error = Some(error.to_owned());
+                let closing = auditor
+                    .event(EventType::SessionClosed)
+                    .with_severity(Severity::Warning)
+                    .with_fact("status", status.as_str())
+                    .with_fact("error", error);
+                let ending = Ending { info, closing };
+                let (dir, written) = (dir.clone(), ending.clone());
+                blocking(move || dir.end(&written, None)).await?;
+                ending
+            }
+        };
+        let mut events: Vec<_> = removed
+            .iter()
+            .map(|id| {
+                auditor
+                    .event(EventType::ContainerDestroyed)
+                    .with_fact("container_id", id.as_str())
+            })
+            .collect();
+        events.push(ending.closing);
+        audit::emit(&*self.adapters().audit, events).await?;
+        dir.release()?;
+        Ok(removed)
+    }
+}
+
+/// The name of an attempt's container.
+pub(crate) fn container_name(record: &Record, attempt: u32) -> Result<ContainerId> {
+    match attempt {
+        0 | 1 => Ok(record.container_name.clone()),
+        _ => ContainerId::new(format!("{}-{attempt}", record.container_name)),
+    }
+}
+
+/// What the state folder knows of a session: its ending when there is one, else its ownership record.
+fn known(state: &StateDir, id: &SessionId) -> Result<Option<SessionInfo>> {
+    let dir = state.session(id);
+    // Before the ending, so that a session that ends between the two looks is found.
+    let record = dir.record()?;
+    if let Some(ending) = dir.ending()? {
+        return Ok(Some(ending.info));
+    }
+    match record {
+        Some(record) => Ok(Some(record.info(dir.container()?.as_ref()))),
+        None => Ok(None),
     }
 }

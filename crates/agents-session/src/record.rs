@@ -1,10 +1,34 @@
-//! What is on disk: ownership records, results and logs.
+//! What is on disk.
+//!
+//! ```text
+//! active/ID.json            the ownership record of a session that has not ended
+//! sessions/ID/              the session's folder; making it claims the identifier
+//!     container.json        the container, once it is verified
+//!     output.log[.1]        the agent's output
+//!     stop                  somebody asks the owner to stop
+//!     result.json           the result, once it has ended
+//!     session.json          the ending, with the event that closes the session
+//! ```
+//!
+//! A session has begun when `active/ID.json` is there, and has ended when `session.json` is. `active/ID.json` goes only
+//! when the container is gone *and* the closing event is on record, so whatever a crash leaves undone can be done later:
+//! the closing event is in `session.json` with its identifier, and writing it twice is harmless.
 
-use agents_core::{AgentId, ContainerId, ContainerInfo, SessionId};
+use std::{
+    fs,
+    io::{self, Write as _},
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+};
+
+use agents_core::{
+    AgentId, AuditEvent, ContainerHandle, ContainerId, ContainerInfo, Error, ErrorKind, Result, SessionId,
+};
 use bytes::Bytes;
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 
 use crate::OutputStream;
 
@@ -36,6 +60,12 @@ pub struct SessionInfo {
     pub runtime: String,
     /// The process that owns it.
     pub owner_pid: Option<u32>,
+}
+
+impl SessionInfo {
+    pub(crate) fn is_running(&self) -> bool {
+        self.status == SessionStatus::Running
+    }
 }
 
 /// The state of a session.
@@ -99,4 +129,402 @@ pub struct GcReport {
     pub removed: Vec<String>,
     /// What could not be cleaned up, and what to do about it.
     pub problems: Vec<String>,
+}
+
+/// The ownership record.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// The process that owns the session; `None` when it gave up and anyone may clean up.
+    pub(crate) owner: Option<Owner>,
+    pub(crate) session_id: SessionId,
+    pub(crate) agent_id: AgentId,
+    pub(crate) user_id: Option<String>,
+    pub(crate) runtime: String,
+    /// The name of the first attempt's container.
+    pub(crate) container_name: ContainerId,
+    pub(crate) image: String,
+    pub(crate) command: Vec<String>,
+    pub(crate) started_at: Timestamp,
+}
+
+impl Record {
+    pub(crate) fn info(&self, container: Option<&ContainerNote>) -> SessionInfo {
+        let alive = self.owner.as_ref().is_some_and(Owner::is_alive);
+        SessionInfo {
+            session_id: self.session_id.clone(),
+            container_id: container.map(|note| note.handle.id.clone()),
+            agent_id: self.agent_id.clone(),
+            started_at: self.started_at,
+            ended_at: None,
+            status: if alive {
+                SessionStatus::Running
+            } else {
+                SessionStatus::Lost
+            },
+            error: (!alive).then(|| "its owner is gone; run agents gc".to_owned()),
+            sub_sessions: Vec::new(),
+            image: self.image.clone(),
+            command: self.command.clone(),
+            runtime: self.runtime.clone(),
+            owner_pid: self.owner.as_ref().map(|owner| owner.pid),
+        }
+    }
+}
+
+/// The container that was verified last.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ContainerNote {
+    pub(crate) handle: ContainerHandle,
+    pub(crate) attempt: u32,
+}
+
+/// The ending of a session.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Ending {
+    pub(crate) info: SessionInfo,
+    pub(crate) closing: AuditEvent,
+}
+
+/// A process, told apart from a later one with the same number.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Owner {
+    pub(crate) pid: u32,
+    /// Field 22 of `/proc/PID/stat`.
+    pub(crate) start_time: u64,
+    pub(crate) boot_id: String,
+    /// The process namespace that the number belongs to.
+    pub(crate) pid_namespace: String,
+}
+
+impl Owner {
+    /// This process.
+    pub(crate) fn current() -> Result<Self> {
+        let read = || {
+            let pid = std::process::id();
+            let (_, start_time) = process_state(pid)?
+                .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no /proc entry of our own"))?;
+            Ok(Self {
+                pid,
+                start_time,
+                boot_id: boot_id()?,
+                pid_namespace: pid_namespace()?,
+            })
+        };
+        read().map_err(|error| Error::io("cannot read this process's identity from /proc; mount it", error))
+    }
+
+    /// Whether the process lives. What cannot be judged lives: a process of another namespace, or an unreadable /proc.
+    pub(crate) fn is_alive(&self) -> bool {
+        if boot_id().is_ok_and(|boot| boot != self.boot_id) {
+            return false;
+        }
+        if pid_namespace().ok().as_ref() != Some(&self.pid_namespace) {
+            return true;
+        }
+        match process_state(self.pid) {
+            Ok(Some((state, start_time))) => start_time == self.start_time && !matches!(state, b'Z' | b'X' | b'x'),
+            Ok(None) => false,
+            Err(_) => true,
+        }
+    }
+}
+
+fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
+fn pid_namespace() -> io::Result<String> {
+    Ok(fs::read_link("/proc/self/ns/pid")?.to_string_lossy().into_owned())
+}
+
+/// The state and the start time of a process; `None` when there is none.
+fn process_state(pid: u32) -> io::Result<Option<(u8, u64)>> {
+    let stat = match fs::read(format!("/proc/{pid}/stat")) {
+        Ok(stat) => stat,
+        // ESRCH (3) when it went away while being read.
+        Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(3) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let malformed = || io::Error::new(io::ErrorKind::InvalidData, "/proc/PID/stat is malformed");
+    // The second field is the command in parentheses, which may hold anything.
+    let after = stat.iter().rposition(|byte| *byte == b')').ok_or_else(malformed)?;
+    let fields: Vec<_> = stat[after + 1..]
+        .split(|byte| *byte == b' ')
+        .filter(|field| !field.is_empty())
+        .collect();
+    let state = fields.first().and_then(|field| field.first()).copied();
+    let start_time = fields
+        .get(19)
+        .and_then(|field| std::str::from_utf8(field).ok())
+        .and_then(|text| text.trim().parse().ok());
+    Ok(Some(state.zip(start_time).ok_or_else(malformed)?))
+}
+
+/// The state folder.
+#[derive(Clone, Debug)]
+pub(crate) struct StateDir {
+    root: PathBuf,
+    /// The value of the label that says which state folder a container belongs to.
+    pub(crate) label: String,
+}
+
+impl StateDir {
+    pub(crate) fn open(root: &Path) -> Result<Self> {
+        let open = || {
+            let mut builder = fs::DirBuilder::new();
+            // Commands, output and results are the user's own business.
+            builder.recursive(true).mode(0o700);
+            builder.create(root.join("active"))?;
+            builder.create(root.join("sessions"))?;
+            fs::canonicalize(root)
+        };
+        let root = open().map_err(|error| {
+            Error::io(
+                "cannot use the state folder; name another one that can be written to",
+                error,
+            )
+            .with_context("path", root.display())
+        })?;
+        let hash = Sha256::digest(root.as_os_str().as_encoded_bytes());
+        let label = hash[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(Self { root, label })
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn session(&self, id: &SessionId) -> SessionDir {
+        SessionDir {
+            active: self.root.join("active").join(format!("{id}.json")),
+            path: self.root.join("sessions").join(id.as_str()),
+        }
+    }
+
+    /// Claims the identifier and writes the ownership record, durably.
+    pub(crate) fn begin(&self, record: &Record) -> Result<SessionDir> {
+        let dir = self.session(&record.session_id);
+        let fault = |error: io::Error| {
+            if error.kind() == io::ErrorKind::AlreadyExists {
+                return Error::new(ErrorKind::AlreadyExists, "the session id is in use; choose another one")
+                    .with_context("session", &record.session_id);
+            }
+            Error::io("cannot write the ownership record", error).with_context("path", dir.active.display())
+        };
+        fs::DirBuilder::new().mode(0o700).create(&dir.path).map_err(fault)?;
+        let written =
+            write_json(&dir.active, record, true).and_then(|()| fs::File::open(self.root.join("active"))?.sync_all());
+        if let Err(error) = written {
+            // Nothing has begun, so the identifier is given back.
+            let _ = fs::remove_file(&dir.active);
+            let _ = fs::remove_dir(&dir.path);
+            return Err(fault(error));
+        }
+        Ok(dir)
+    }
+
+    /// The ownership records, of dead and living owners.
+    pub(crate) fn active(&self) -> Result<Vec<Record>> {
+        let mut records = Vec::new();
+        for name in self.names("active")? {
+            if let Some(id) = name.strip_suffix(".json").and_then(|id| SessionId::new(id).ok())
+                && let Some(record) = read_json(&self.session(&id).active)?
+            {
+                records.push(record);
+            }
+        }
+        Ok(records)
+    }
+
+    /// The endings of the sessions that have one.
+    pub(crate) fn ended(&self) -> Result<Vec<Ending>> {
+        let mut endings = Vec::new();
+        for name in self.names("sessions")? {
+            if let Ok(id) = SessionId::new(name)
+                && let Some(ending) = self.session(&id).ending()?
+            {
+                endings.push(ending);
+            }
+        }
+        Ok(endings)
+    }
+
+    fn names(&self, folder: &str) -> Result<Vec<String>> {
+        let path = self.root.join(folder);
+        let read = || {
+            fs::read_dir(&path)?
+                .map(|entry| Ok(entry?.file_name()))
+                .collect::<io::Result<Vec<_>>>()
+        };
+        let names = read()
+            .map_err(|error| Error::io("cannot read the state folder", error).with_context("path", path.display()))?;
+        Ok(names.into_iter().filter_map(|name| name.into_string().ok()).collect())
+    }
+
+    /// Keeps two clean-ups from doing the same.
+    pub(crate) fn lock(&self) -> Result<fs::File> {
+        let path = self.root.join("gc.lock");
+        let lock = || {
+            let file = fs::File::options().create(true).append(true).open(&path)?;
+            file.lock()?;
+            Ok(file)
+        };
+        lock().map_err(|error: io::Error| {
+            Error::io("cannot lock the state folder", error).with_context("path", path.display())
+        })
+    }
+}
+
+/// A session's files.
+#[derive(Clone, Debug)]
+pub(crate) struct SessionDir {
+    active: PathBuf,
+    path: PathBuf,
+}
+
+impl SessionDir {
+    pub(crate) fn log(&self) -> PathBuf {
+        self.path.join("output.log")
+    }
+
+    pub(crate) fn stop_file(&self) -> PathBuf {
+        self.path.join("stop")
+    }
+
+    pub(crate) fn record(&self) -> Result<Option<Record>> {
+        read_json(&self.active)
+    }
+
+    pub(crate) fn container(&self) -> Result<Option<ContainerNote>> {
+        read_json(&self.path.join("container.json"))
+    }
+
+    pub(crate) fn ending(&self) -> Result<Option<Ending>> {
+        read_json(&self.path.join("session.json"))
+    }
+
+    pub(crate) fn result(&self) -> Result<Option<Value>> {
+        read_json(&self.path.join("result.json"))
+    }
+
+    pub(crate) fn note_container(&self, note: &ContainerNote) -> Result<()> {
+        self.write("container.json", note, false)
+    }
+
+    /// Writes result and ending, durably.
+    pub(crate) fn end(&self, ending: &Ending, result: Option<&Value>) -> Result<()> {
+        if let Some(result) = result {
+            self.write("result.json", result, true)?;
+        }
+        self.write("session.json", ending, true)
+    }
+
+    /// The session is over, and nothing of it is left to do.
+    pub(crate) fn release(&self) -> Result<()> {
+        match fs::remove_file(&self.active) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Error::io("cannot remove the ownership record", error).with_context("path", self.active.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The owner gives up: a clean-up may do the rest at once.
+    pub(crate) fn abandon(&self) -> Result<()> {
+        let Some(record) = self.record()? else {
+            return Ok(());
+        };
+        let record = Record { owner: None, ..record };
+        write_json(&self.active, &record, false).map_err(|error| {
+            Error::io("cannot write the ownership record", error).with_context("path", self.active.display())
+        })
+    }
+
+    pub(crate) fn request_stop(&self) -> Result<()> {
+        let path = self.stop_file();
+        fs::write(&path, b"")
+            .map_err(|error| Error::io("cannot ask the owner to stop", error).with_context("path", path.display()))
+    }
+
+    fn write(&self, name: &str, value: &impl Serialize, durable: bool) -> Result<()> {
+        let path = self.path.join(name);
+        write_json(&path, value, durable)
+            .map_err(|error| Error::io("cannot write the session's record", error).with_context("path", path.display()))
+    }
+}
+
+/// Replaces a file at once.
+fn write_json(path: &Path, value: &impl Serialize, durable: bool) -> io::Result<()> {
+    // Identifiers never start with a dot, so this is nobody's name.
+    let mut temporary = std::ffi::OsString::from(".");
+    temporary.push(path.file_name().unwrap_or_default());
+    let temporary = path.with_file_name(temporary);
+    let mut file = fs::File::create(&temporary)?;
+    file.write_all(&serde_json::to_vec(value)?)?;
+    if durable {
+        file.sync_data()?;
+    }
+    fs::rename(&temporary, path)
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    match fs::read(path) {
+        Ok(content) => serde_json::from_slice(&content).map(Some).map_err(|error| {
+            Error::new(
+                ErrorKind::DataInvalid,
+                "a record in the state folder is damaged; move it away",
+            )
+            .with_context("path", path.display())
+            .with_source(error)
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io("cannot read the session's record", error).with_context("path", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn we_are_alive_and_a_successor_with_our_number_is_not_us() {
+        let owner = Owner::current().unwrap();
+        assert!(owner.is_alive());
+        let earlier = Owner {
+            start_time: owner.start_time - 1,
+            ..owner.clone()
+        };
+        assert!(!earlier.is_alive());
+        let other_boot = Owner {
+            boot_id: "other".to_owned(),
+            ..owner.clone()
+        };
+        assert!(!other_boot.is_alive());
+        let elsewhere = Owner {
+            pid_namespace: "pid:[1]".to_owned(),
+            start_time: 0,
+            ..owner
+        };
+        assert!(elsewhere.is_alive(), "what cannot be judged is left alone");
+    }
+
+    #[test]
+    fn a_zombie_is_dead() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let (_, start_time) = process_state(child.id()).unwrap().unwrap();
+        let owner = Owner {
+            pid: child.id(),
+            start_time,
+            ..Owner::current().unwrap()
+        };
+        for _ in 0..500 {
+            if !owner.is_alive() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        assert!(!owner.is_alive());
+        assert_eq!(process_state(child.id()).unwrap().unwrap().0, b'Z');
+        child.wait().unwrap();
+    }
 }
