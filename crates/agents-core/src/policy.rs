@@ -569,6 +569,14 @@ pub fn capability(name: &str) -> Option<(u8, String)> {
     Some((u8::try_from(number).ok()?, format!("CAP_{bare}")))
 }
 
+/// The full name of a capability by its number; `CAP_63` for one that has no name yet.
+pub fn capability_name(number: u8) -> String {
+    match CAPABILITIES.get(usize::from(number)) {
+        Some(name) => format!("CAP_{name}"),
+        None => format!("CAP_{number}"),
+    }
+}
+
 fn parse_user(text: &str) -> Option<User> {
     let (uid, gid) = text.split_once(':')?;
     // 65534 is the overflow id (Documentation/admin-guide/sysctl/fs.rst); above 65535 nothing is mapped.

@@ -1,0 +1,215 @@
+//! A further process in a running container: a worker on the host, a supervisor inside, and the process itself.
+
+use std::{
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    time::{Duration, Instant},
+};
+
+use agents_core::{Exit, KillReason};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    process::{Signal, WaitOptions, kill_process, waitpid},
+};
+
+use super::{
+    Container, Namespaces,
+    init::{self, Answer, Order, Role},
+    process::Launch,
+    server::{exit_of, killed, order_start, refused, timespec},
+};
+use crate::{
+    cgroup::Usage,
+    spec::{Context, Control, Failure, ProcessSpec, Reply},
+    sys::{self, CloneFlags, exit_now, fork, setns},
+    wire,
+};
+
+impl Namespaces {
+    /// Enters what is needed to see the container's files with its ids.
+    pub(super) fn enter_files(&self) -> Result<(), Failure> {
+        setns(self.user.as_fd()).context("cannot enter the user namespace")?;
+        setns(self.mnt.as_fd()).context("cannot enter the mount namespace")
+    }
+
+    /// Enters everything. Processes that are forked from now on are the container's.
+    fn enter(&self) -> Result<(), Failure> {
+        setns(self.user.as_fd()).context("cannot enter the user namespace")?;
+        for (kind, namespace) in [
+            ("cgroup", self.cgroup.as_ref()),
+            ("ipc", Some(&self.ipc)),
+            ("uts", Some(&self.uts)),
+            ("network", Some(&self.net)),
+            ("pid", Some(&self.pid)),
+            ("mount", Some(&self.mnt)),
+        ] {
+            if let Some(namespace) = namespace {
+                setns(namespace.as_fd()).context(format_args!("cannot enter the {kind} namespace"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The worker.
+pub(super) fn run(
+    container: &Container,
+    client: &UnixStream,
+    process: ProcessSpec,
+    deadline_ms: Option<u64>,
+    fds: Vec<OwnedFd>,
+) {
+    let exit = match supervise(container, client, process, deadline_ms, fds) {
+        Ok(exit) => exit,
+        Err(failure) => refused(&failure),
+    };
+    let _ = wire::send(client, &Reply::Exited(exit), &[]);
+}
+
+fn supervise(
+    container: &Container,
+    client: &UnixStream,
+    process: ProcessSpec,
+    deadline_ms: Option<u64>,
+    fds: Vec<OwnedFd>,
+) -> Result<Exit, Failure> {
+    let usage = || {
+        container
+            .spec
+            .identity
+            .group
+            .as_ref()
+            .map(crate::cgroup::Group::usage)
+            .unwrap_or_default()
+    };
+    let before = usage();
+    let (ours, theirs) = UnixStream::pair().context("cannot make a socket")?;
+    if let Some(group) = &container.spec.identity.group {
+        group
+            .add(std::process::id())
+            .context("cannot join the container's cgroups")?;
+    }
+    container.namespaces.enter()?;
+    // Entering the user namespace has reset it; the helper's end must be ours.
+    let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+    let Some(supervisor) = fork(CloneFlags::NONE).context("cannot start a supervisor")? else {
+        if sys::keep_only(&theirs).is_err() {
+            exit_now(1);
+        }
+        supervisor(container, &process, &theirs);
+    };
+    drop(theirs);
+    let terminal = process.tty.is_some();
+    let (launch, terminal_fd) = order_start(&ours, fds)?;
+    match launch {
+        Launch::NotStarted { reason, message } => {
+            let _ = kill_process(supervisor, Signal::KILL);
+            let _ = waitpid(Some(supervisor), WaitOptions::empty());
+            return Ok(Exit::NotStarted { reason, message });
+        }
+        Launch::Running(_) => {
+            let fds: Vec<_> = terminal_fd.iter().filter(|_| terminal).map(AsFd::as_fd).collect();
+            let _ = wire::send(client, &Reply::Started, &fds);
+        }
+    }
+    drop(terminal_fd);
+    let deadline = deadline_ms.map(|ms| Instant::now() + Duration::from_millis(ms));
+    let (ended, reason) = watch(client, &ours, deadline);
+    let _ = waitpid(Some(supervisor), WaitOptions::empty());
+    Ok(match (ended, reason) {
+        (_, Some(reason)) => killed(reason),
+        (Some((ended, disk)), None) => exit_of(Some(ended), before, usage(), disk),
+        (None, None) => lost(container, before, usage()),
+    })
+}
+
+/// The supervisor's end without a word means that somebody inside killed it, so that what it looked after can no longer
+/// be told from the rest: the container ends, rather than that a deadline reaches only a part of it. When the memory ran
+/// out, the kernel may have chosen it.
+fn lost(container: &Container, before: Usage, after: Usage) -> Exit {
+    if let Some(group) = &container.spec.identity.group {
+        group.kill();
+    }
+    let _ = kill_process(container.pid, Signal::KILL);
+    if after.oom_kills > before.oom_kills {
+        return Exit::OutOfMemory;
+    }
+    Exit::RuntimeLost {
+        reason: "the process's supervisor was killed from inside, so the container was ended".to_owned(),
+    }
+}
+
+type Ending = (super::process::Ended, Option<(u64, u64)>);
+
+/// Waits for the end, and passes on what the client says.
+fn watch(
+    client: &UnixStream,
+    supervisor: &UnixStream,
+    deadline: Option<Instant>,
+) -> (Option<Ending>, Option<KillReason>) {
+    let mut reason = None;
+    let mut client_open = true;
+    loop {
+        let mut fds = vec![PollFd::new(supervisor, PollFlags::IN)];
+        if client_open {
+            fds.push(PollFd::new(client, PollFlags::IN));
+        }
+        let left = deadline
+            .filter(|_| reason.is_none())
+            .map(|at| at.saturating_duration_since(Instant::now()));
+        let polled = poll(&mut fds, left.map(timespec).as_ref());
+        let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+        drop(fds);
+        let mut kill = |why| {
+            if reason.is_none() {
+                reason = Some(why);
+                let _ = wire::send(supervisor, &Order::Kill, &[]);
+            }
+        };
+        match polled {
+            Err(_) => continue,
+            Ok(0) => {
+                kill(KillReason::Deadline);
+                continue;
+            }
+            Ok(_) => {}
+        }
+        if ready.get(1) == Some(&true) {
+            match wire::receive::<Control>(client) {
+                Ok(Some((Control::Kill(why), _))) => kill(why),
+                Ok(Some((Control::Signal(number), _))) => {
+                    let _ = wire::send(supervisor, &Order::Signal(number), &[]);
+                }
+                Ok(None) | Err(_) => {
+                    client_open = false;
+                    kill(KillReason::Cancelled);
+                }
+            }
+        }
+        if ready[0] {
+            match wire::receive::<Answer>(supervisor) {
+                Ok(Some((Answer::Ended(ended, disk), _))) => return (Some((ended, disk)), reason),
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => return (None, reason),
+            }
+        }
+    }
+}
+
+/// The supervisor: as unprivileged as the process that it starts.
+fn supervisor(container: &Container, process: &ProcessSpec, socket: &UnixStream) -> ! {
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    let own = rustix::process::getpid();
+    let ready = init::restrict(&container.spec, &container.filters)
+        .and_then(|()| rustix::process::set_child_subreaper(Some(own)).context("cannot look after processes"));
+    match ready {
+        Ok(()) => init::serve(&container.spec, Some(process), socket, Role::Supervisor),
+        Err(failure) => {
+            // The answer to the order that is on its way.
+            let _ = wire::send(socket, &Answer::Failed(failure), &[]);
+        }
+    }
+    exit_now(1)
+}

@@ -1,0 +1,230 @@
+//! The helper: one process a container, between the runtime and the container's first process.
+//!
+//! It has a single thread from its start to its end, so that it may fork, and it ends with its owner: when the runtime's
+//! process goes away, however it does, the container goes with it.
+
+mod archive;
+mod exec;
+mod init;
+mod prepare;
+mod process;
+mod rootfs;
+mod server;
+
+use std::{
+    fs,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+};
+
+use agents_core::{EffectiveState, ErrorKind};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+
+use self::init::{Answer, Order};
+use crate::{
+    readback, seccomp,
+    seccomp::Filters,
+    spec::{ContainerSpec, Context, Failure, IdMap, Reply},
+    state,
+    sys::{self, CloneFlags, exit_now, fork},
+    wire,
+};
+
+/// Runs the helper over a connection to the runtime, which is its standard input. Never returns.
+pub(crate) fn main() -> ! {
+    let code = match owner() {
+        Ok(owner) => match wire::receive::<ContainerSpec>(&owner) {
+            Ok(Some((spec, _))) => serve(spec, &owner),
+            _ => 125,
+        },
+        Err(_) => 125,
+    };
+    exit_now(code)
+}
+
+/// Moves the connection away from standard input, and lets the three standard descriptors lead nowhere.
+fn owner() -> std::io::Result<UnixStream> {
+    let owner = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
+    let nothing = fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    for number in 0..3 {
+        sys::install_stdio(&nothing, number)?;
+    }
+    Ok(owner)
+}
+
+/// A container's first process and what leads to it.
+#[derive(Debug)]
+struct Container {
+    spec: ContainerSpec,
+    filters: Filters,
+    pid: Pid,
+    socket: UnixStream,
+    namespaces: Namespaces,
+}
+
+/// The namespaces of a container, which also keep its mounts when its processes have ended.
+#[derive(Debug)]
+struct Namespaces {
+    user: OwnedFd,
+    mnt: OwnedFd,
+    pid: OwnedFd,
+    net: OwnedFd,
+    ipc: OwnedFd,
+    uts: OwnedFd,
+    /// Made after the process has been moved into its cgroups, so that it is opened last.
+    cgroup: Option<OwnedFd>,
+}
+
+impl Namespaces {
+    fn open(pid: Pid) -> Result<Self, Failure> {
+        let open = |kind| prepare::open_namespace(pid, kind);
+        Ok(Self {
+            user: open("user")?,
+            mnt: open("mnt")?,
+            pid: open("pid")?,
+            net: open("net")?,
+            ipc: open("ipc")?,
+            uts: open("uts")?,
+            cgroup: None,
+        })
+    }
+}
+
+fn serve(spec: ContainerSpec, owner: &UnixStream) -> i32 {
+    let identity = spec.identity.clone();
+    let outcome = create(spec).and_then(|(container, effective)| {
+        let listener = state::listen(&identity.folder).context("cannot listen for requests")?;
+        state::write_running(&identity.folder, container.pid).context("cannot write the container's state")?;
+        Ok((container, effective, listener))
+    });
+    match outcome {
+        Ok((container, effective, listener)) => {
+            if wire::send(owner, &Reply::Created(Box::new(effective)), &[]).is_ok() {
+                server::serve(container, owner, &listener);
+            } else {
+                end(container.pid);
+            }
+            let _ = state::remove(&identity);
+            0
+        }
+        Err(failure) => {
+            let _ = state::remove(&identity);
+            let _ = wire::send(owner, &Reply::Failed(failure), &[]);
+            1
+        }
+    }
+}
+
+fn create(spec: ContainerSpec) -> Result<(Container, EffectiveState), Failure> {
+    if let Some(group) = &spec.identity.group {
+        group.create(&spec.limits).context("cannot make the cgroups")?;
+    }
+    if matches!(spec.ids, IdMap::Range { .. }) {
+        prepare::own_mounts()?;
+    }
+    let capabilities: Vec<String> = spec
+        .capabilities
+        .iter()
+        .map(|number| agents_core::policy::capability_name(*number))
+        .collect();
+    let filters = match &spec.seccomp_profile {
+        Some(text) => seccomp::profile_filters(text, &capabilities),
+        None => seccomp::default_filters(),
+    }
+    .map_err(|error| Failure::new(error.kind(), error.report()))?;
+    let (ours, theirs) = UnixStream::pair().context("cannot make a socket")?;
+    let child = fork(CloneFlags::CONTAINER).map_err(|error| no_namespaces(&error))?;
+    let Some(pid) = child else {
+        // Nothing of the helper may stay open in the container, the owner's connection least of all.
+        if sys::keep_only(&theirs).is_err() {
+            exit_now(1);
+        }
+        init::run(&spec, &filters, &theirs);
+    };
+    drop(theirs);
+    let started = start_first(&spec, pid, &ours);
+    match started {
+        Ok((namespaces, effective)) => Ok((
+            Container {
+                spec,
+                filters,
+                pid,
+                socket: ours,
+                namespaces,
+            },
+            effective,
+        )),
+        Err(failure) => {
+            end(pid);
+            Err(failure)
+        }
+    }
+}
+
+fn start_first(spec: &ContainerSpec, pid: Pid, socket: &UnixStream) -> Result<(Namespaces, EffectiveState), Failure> {
+    init::write_id_maps(pid, spec)?;
+    let mut namespaces = Namespaces::open(pid)?;
+    if let Some(group) = &spec.identity.group {
+        group
+            .add(pid.as_raw_nonzero().get().unsigned_abs())
+            .context("cannot move the container into its cgroups")?;
+    }
+    let mounts = prepare::mounts(spec, &namespaces.user)?;
+    let order = Order::Build {
+        layers: mounts.layers.len(),
+        scratch: mounts.scratch.is_some(),
+        binds: mounts.binds.iter().map(|(index, _)| *index).collect(),
+    };
+    let fds: Vec<_> = mounts
+        .layers
+        .iter()
+        .chain(&mounts.scratch)
+        .chain(mounts.binds.iter().map(|(_, open)| open))
+        .map(AsFd::as_fd)
+        .collect();
+    if fds.len() > wire::MAX_FDS {
+        let message = format!(
+            "an image with {} layers and {} mounts is too much",
+            mounts.layers.len(),
+            mounts.binds.len()
+        );
+        return Err(Failure::new(ErrorKind::Unsupported, message));
+    }
+    wire::send(socket, &order, &fds).context("cannot reach the container")?;
+    drop(mounts);
+    match wire::receive::<Answer>(socket).context("cannot hear from the container")? {
+        Some((Answer::Ready(inside), _)) => {
+            namespaces.cgroup = prepare::open_namespace(pid, "cgroup").ok();
+            Ok((namespaces, readback::outside(*inside, spec, pid)))
+        }
+        Some((Answer::Failed(failure), _)) => Err(failure),
+        _ => Err(Failure::new(
+            ErrorKind::Unexpected,
+            "the container's first process ended before it was ready; the memory limit may be too low",
+        )),
+    }
+}
+
+/// Kills the first process, and with it the whole pid namespace, and takes it off.
+fn end(pid: Pid) {
+    let _ = kill_process(pid, Signal::KILL);
+    let _ = waitpid(Some(pid), WaitOptions::empty());
+}
+
+fn no_namespaces(error: &std::io::Error) -> Failure {
+    let remedy = match error.raw_os_error() {
+        Some(libc::EPERM) => {
+            "user namespaces are switched off for this user; set kernel.unprivileged_userns_clone=1 or \
+             kernel.apparmor_restrict_unprivileged_userns=0, or run as root"
+        }
+        Some(libc::ENOSPC) => "the host's limit is reached; raise user.max_user_namespaces",
+        Some(libc::EAGAIN) => "the limit on processes is reached; raise it, or run fewer containers at once",
+        _ => "see `agents doctor`",
+    };
+    Failure::new(
+        ErrorKind::Unsupported,
+        format!("cannot make the container's namespaces: {error}; {remedy}"),
+    )
+}
