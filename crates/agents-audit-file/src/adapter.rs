@@ -212,3 +212,47 @@ fn write_probe(path: &Path) -> io::Result<()> {
     fs::remove_file(path)?;
     written
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicI64, Ordering};
+
+    use agents_core::EventType;
+
+    use super::*;
+
+    static NOW: AtomicI64 = AtomicI64::new(0);
+
+    fn now() -> Timestamp {
+        Timestamp::from_second(NOW.load(Ordering::Relaxed)).unwrap()
+    }
+
+    fn at(time: &str) {
+        NOW.store(time.parse::<Timestamp>().unwrap().as_second(), Ordering::Relaxed);
+    }
+
+    #[tokio::test]
+    async fn a_new_day_has_a_new_file_and_no_day_comes_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let audit = FileAudit::with_clock(FileAuditConfig::folder(folder.path()), now).unwrap();
+        let lines = |day: &str| {
+            let text = fs::read_to_string(folder.path().join(format!("{day}.jsonl"))).unwrap_or_default();
+            text.lines().count()
+        };
+        at("2026-02-28T23:59:59Z");
+        assert_eq!(audit.end_cursor().await.unwrap(), "2026-02-28:0");
+        let mut ids = Vec::new();
+        for time in ["2026-02-28T23:59:59Z", "2026-03-01T00:00:00Z", "2026-02-28T23:59:58Z"] {
+            at(time);
+            // The time of the event itself does not matter.
+            let event = AuditEvent::now(EventType::SystemWarning);
+            ids.push(event.event_id.clone());
+            audit.emit(event).await.unwrap();
+        }
+        assert_eq!((lines("2026-02-28"), lines("2026-03-01")), (1, 2));
+        let query = AuditQuery::new().with_cursor(Some("2026-02-28:0".to_owned()));
+        let page = audit.query(query).await.unwrap();
+        let found: Vec<_> = page.events.into_iter().map(|event| event.event_id).collect();
+        assert_eq!(found, ids);
+    }
+}

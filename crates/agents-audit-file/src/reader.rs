@@ -1,6 +1,7 @@
 //! Reads the trail back, line by line.
 
 use std::{
+    collections::HashSet,
     fs::File,
     io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Take},
     os::unix::fs::FileExt,
@@ -8,7 +9,7 @@ use std::{
 };
 
 use agents_core::{AuditEvent, AuditPage, AuditQuery, Error, Result};
-use jiff::{Timestamp, ToSpan, civil::Date};
+use jiff::{Timestamp, ToSpan};
 
 use crate::{
     cursor::Cursor,
@@ -19,7 +20,10 @@ use crate::{
 /// The longest line, and so the largest record.
 pub(crate) const MAX_LINE: usize = 1 << 20;
 
-/// A page of the events that match. Ends early when nobody wants it any more.
+/// How far before a cursor the reader looks for events that were delivered again after it.
+const REPEAT_WINDOW: u64 = 1 << 16;
+
+/// A page of the events that match, each once. Ends early when nobody wants it any more.
 pub(crate) fn page(target: &Target, query: &AuditQuery, wanted: impl Fn() -> bool) -> Result<AuditPage> {
     if query.limit == 0 {
         return Err(Error::invalid("limit is 0; ask for at least one event"));
@@ -30,37 +34,43 @@ pub(crate) fn page(target: &Target, query: &AuditQuery, wanted: impl Fn() -> boo
     };
     let needles = needles(query);
     let mut page = AuditPage::default();
+    let mut seen = HashSet::new();
     let mut line = Vec::new();
     for log in files(target, query, cursor)? {
-        let Some(mut lines) = Lines::open(&log, cursor.filter(|cursor| cursor.day == log.day))? else {
+        let start = cursor.filter(|cursor| cursor.day == log.day);
+        let start = start.map_or(0, |cursor| cursor.offset);
+        let Some(mut lines) = Lines::open(&log, start)? else {
             continue;
         };
         let mut skipped = 0_u64;
         loop {
-            let offset = lines.offset;
-            match lines
-                .next(&mut line)
-                .map_err(|error| file_error("read", &log.path, &error))?
-            {
-                Line::End => break,
-                Line::Whole if !needles.iter().all(|needle| contains(&line, needle)) => continue,
-                Line::Whole => match serde_json::from_slice::<AuditEvent>(&line) {
-                    Ok(event) if query.matches(&event) => {
-                        if page.events.len() == query.limit {
-                            page.next = Some(Cursor { day: log.day, offset }.to_string());
-                            warn_of(skipped, &log);
-                            return Ok(page);
-                        }
-                        page.events.push(event);
-                    }
-                    Ok(_) => {}
-                    Err(_) => skipped += 1,
-                },
-                Line::TooLong => skipped += 1,
-            }
             if !wanted() {
                 return Ok(page);
             }
+            let offset = lines.offset;
+            let read = lines.next(&mut line);
+            match read.map_err(|error| file_error("read", &log.path, &error))? {
+                Line::End => break,
+                Line::Whole if !needles.iter().all(|needle| contains(&line, needle)) => continue,
+                Line::Whole => {}
+                Line::TooLong => {
+                    skipped += 1;
+                    continue;
+                }
+            }
+            let Ok(event) = serde_json::from_slice::<AuditEvent>(&line) else {
+                skipped += 1;
+                continue;
+            };
+            if !query.matches(&event) || !seen.insert(event.event_id.clone()) || offset < start {
+                continue;
+            }
+            if page.events.len() == query.limit {
+                page.next = Some(Cursor { day: log.day, offset }.to_string());
+                warn_of(skipped, &log);
+                return Ok(page);
+            }
+            page.events.push(event);
         }
         warn_of(skipped, &log);
     }
@@ -89,21 +99,20 @@ fn warn_of(skipped: u64, log: &LogFile) {
 /// A file has the events that were *written* on its day, which is never before they happened, but may be later. So the
 /// days before `start_time` are left out, save one for clocks that differ, and those after `end_time` are not.
 fn files(target: &Target, query: &AuditQuery, cursor: Option<Cursor>) -> Result<Vec<LogFile>> {
-    let earliest: Option<Date> = query.start_time.map(|start| day_of(start).saturating_sub(1.day()));
-    let from = cursor.and_then(|cursor| cursor.day).max(earliest);
     let mut files = target
         .files()
         .map_err(|error| file_error("look for", target.path(), &error))?;
-    files.retain(|file| file.day >= from);
     if let Some(cursor) = cursor
         && cursor.offset > 0
         && !files.iter().any(|file| file.day == cursor.day)
-        && from == cursor.day
     {
         return Err(Error::invalid(format!(
             "the file of the cursor {cursor} is gone; start without a cursor"
         )));
     }
+    let earliest = query.start_time.map(|start| day_of(start).saturating_sub(1.day()));
+    let from = cursor.and_then(|cursor| cursor.day).max(earliest);
+    files.retain(|file| file.day.is_none() || file.day >= from);
     Ok(files)
 }
 
@@ -133,18 +142,19 @@ enum Line {
 }
 
 impl Lines {
-    fn open(log: &LogFile, cursor: Option<Cursor>) -> Result<Option<Self>> {
+    /// Opens a file so that the lines from `start` on are read, and some before.
+    fn open(log: &LogFile, start: u64) -> Result<Option<Self>> {
         let Some((mut file, length)) = snapshot(log)? else {
             return Ok(None);
         };
-        let offset = cursor.map_or(0, |cursor| cursor.offset);
         let fail = |error: io::Error| file_error("read", &log.path, &error);
-        if !starts_line(&file, offset, length).map_err(fail)? {
+        if start > length || line_start(&file, start).map_err(fail)? != start {
             return Err(Error::invalid(format!(
-                "no record starts at byte {offset} of {}; pass on the cursor of a page, or none",
+                "no record starts at byte {start} of {}; pass on the cursor of a page, or none",
                 log.path.display()
             )));
         }
+        let offset = line_start(&file, start.saturating_sub(REPEAT_WINDOW)).map_err(fail)?;
         file.seek(SeekFrom::Start(offset)).map_err(fail)?;
         Ok(Some(Self {
             reader: BufReader::with_capacity(1 << 16, file.take(length - offset)),
@@ -168,14 +178,6 @@ impl Lines {
     }
 }
 
-fn starts_line(file: &File, offset: u64, length: u64) -> io::Result<bool> {
-    let mut before = [b'\n'];
-    if (1..=length).contains(&offset) {
-        file.read_exact_at(&mut before, offset - 1)?;
-    }
-    Ok(offset <= length && before == [b'\n'])
-}
-
 /// The file and its length between two groups of records; none when it does not exist (any more).
 fn snapshot(log: &LogFile) -> Result<Option<(File, u64)>> {
     match try_snapshot(&log.path) {
@@ -197,10 +199,10 @@ fn try_snapshot(path: &Path) -> io::Result<(File, u64)> {
     Ok((file, length))
 }
 
-/// Where the last line that is not whole starts; the length when all are.
-fn line_start(file: &File, length: u64) -> io::Result<u64> {
+/// Where the line that `offset` is in starts.
+fn line_start(file: &File, offset: u64) -> io::Result<u64> {
     let mut chunk = [0; 4096];
-    let mut end = length;
+    let mut end = offset;
     while end > 0 {
         let start = end.saturating_sub(chunk.len() as u64);
         // At most the length of the chunk, which fits.

@@ -31,7 +31,7 @@ use crate::{
 
 /// How long the thread looks for new work before it sleeps. Waking a thread costs up to a quarter of an `fdatasync`, and
 /// who has just got an answer often has the next event at hand.
-const LINGER: Duration = Duration::from_micros(30);
+const LINGER: Duration = Duration::from_micros(50);
 
 /// The largest buffer that is kept from one group to the next.
 const KEPT_BUFFER: usize = 1 << 20;
@@ -99,7 +99,7 @@ impl Writer {
         let answer = {
             let mut state = self.queue.lock();
             if state.closed {
-                return Ok(());
+                return Err(closed());
             }
             state.closed = true;
             if !state.started {
@@ -159,22 +159,18 @@ impl Queue {
 
     /// Everything that waits; none once it is closed and empty.
     fn take(&self) -> Vec<Job> {
-        let linger = Instant::now() + LINGER;
-        loop {
-            let mut state = self.lock();
-            let late = Instant::now() >= linger;
-            if late {
-                state = self
-                    .ready
-                    .wait_while(state, |state| state.jobs.is_empty() && !state.closed)
-                    .unwrap_or_else(PoisonError::into_inner);
-            }
-            if late || !state.jobs.is_empty() {
-                return std::mem::take(&mut state.jobs);
-            }
+        let late = Instant::now() + LINGER;
+        let mut state = self.lock();
+        while state.jobs.is_empty() && Instant::now() < late {
             drop(state);
             thread::yield_now();
+            state = self.lock();
         }
+        let mut state = self
+            .ready
+            .wait_while(state, |state| state.jobs.is_empty() && !state.closed)
+            .unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut state.jobs)
     }
 }
 
@@ -381,20 +377,19 @@ fn is_at(file: &File, path: &Path) -> bool {
 
 /// Creates a folder and those above it, each readable by this user alone.
 pub(crate) fn create_dirs(folder: &Path, durable: bool) -> io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let parent = folder.parent().unwrap_or(folder);
+    if parent != folder {
+        create_dirs(parent, durable)?;
+    }
     match DirBuilder::new().mode(0o700).create(folder) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let parent = folder.parent().ok_or(error)?;
-            create_dirs(parent, durable)?;
-            return create_dirs(folder, durable);
-        }
-        Err(_) if folder.is_dir() => return Ok(()),
-        Err(error) => return Err(error),
+        // Another process was faster.
+        Err(_) if folder.is_dir() => {}
+        outcome => outcome?,
     }
-    match folder.parent() {
-        Some(parent) if durable => sync_folder(parent),
-        _ => Ok(()),
-    }
+    if durable { sync_folder(parent) } else { Ok(()) }
 }
 
 fn sync_folder(folder: &Path) -> io::Result<()> {
