@@ -4,7 +4,10 @@
 pub mod audit;
 mod case;
 pub mod fakes;
+pub mod hostile;
 pub mod policy;
+pub mod probe;
+pub mod runtime;
 pub mod storage;
 
 pub use case::{Case, CaseResult, Failure, Fixture, Outcome, run, trials};
