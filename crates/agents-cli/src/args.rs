@@ -1,0 +1,423 @@
+//! What can be written on the command line.
+
+use std::path::PathBuf;
+
+use agents_sdk::core::{EventType, Severity};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use jiff::Timestamp;
+
+use crate::units::{Limit, parse_cores, parse_count, parse_mebibytes, parse_seconds, parse_time};
+
+/// Run untrusted agents in isolation
+#[derive(Debug, Parser)]
+#[command(name = "agents", version, disable_help_subcommand = false, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Flags of every command.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Common {
+    /// Print JSON on standard output, and nothing else there
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Where sessions, the default audit log and the default store live
+    /// [default: $XDG_STATE_HOME/isolated-agents]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// The configuration file [default: isolated_agents_config.yaml here, then in the user's folder]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Say more on standard error
+    #[arg(short, long, global = true, conflicts_with = "quiet")]
+    pub(crate) verbose: bool,
+    /// Say nothing on standard error but errors
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+    /// No colour, even on a terminal
+    #[arg(long, global = true)]
+    pub(crate) no_color: bool,
+    /// Owns a detached session; `--detach` starts it so.
+    #[arg(long, hide = true)]
+    pub(crate) supervise: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run an agent
+    Run(Box<RunArgs>),
+    /// List sessions
+    Ps(PsArgs),
+    /// Run a further command in a running session
+    Exec(ExecArgs),
+    /// Copy files into or out of a running session
+    Cp(CpArgs),
+    /// Print a session's output
+    Logs(LogsArgs),
+    /// Print what a running session uses
+    Stats(SessionArg),
+    /// Print all that is known of a session
+    Inspect(SessionArg),
+    /// Stop running sessions; their artifacts are still collected
+    Stop(StopArgs),
+    /// Remove what crashed sessions left behind
+    Gc,
+    /// List, read, add and remove artifacts
+    Artifacts {
+        #[command(subcommand)]
+        command: ArtifactsCommand,
+    },
+    /// Read the audit trail
+    Audit {
+        #[command(subcommand)]
+        command: AuditCommand,
+    },
+    /// Check policies
+    Policy {
+        #[command(subcommand)]
+        command: PolicyCommand,
+    },
+    /// Check, show or begin a configuration
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Check every configured adapter and this host, and say what to do
+    Doctor,
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// The adapters of one command.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct Adapters {
+    /// Run it here: a type of runtime, such as native
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) runtime: Option<String>,
+    /// Keep artifacts there: a type of storage, such as local
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) storage: Option<String>,
+    /// Keep the audit trail there: a type of logger, such as file
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) audit: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct RunArgs {
+    /// The image; with the embedded runtime also `host`, a folder, an archive or an OCI layout
+    /// [default: the policy's base_image, else host]
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) image: Option<String>,
+    /// When to fetch the image
+    #[arg(long, value_name = "WHEN")]
+    pub(crate) pull: Option<Pull>,
+    /// The folder that becomes /workspace, read-write; without it an empty one
+    #[arg(long, value_name = "DIR")]
+    pub(crate) workspace: Option<PathBuf>,
+    /// Put the artifacts here, besides storing them
+    #[arg(long, value_name = "DIR")]
+    pub(crate) output: Option<PathBuf>,
+    /// Memory: 512 (MiB), 2g, or unlimited
+    #[arg(short, long, value_name = "MIB", value_parser = parse_mebibytes)]
+    pub(crate) memory: Option<Limit<u64>>,
+    /// CPU time in cores, or unlimited
+    #[arg(long, visible_alias = "cpu", value_name = "N", value_parser = parse_cores, allow_negative_numbers = true)]
+    pub(crate) cpus: Option<Limit<f64>>,
+    /// Processes and threads, or unlimited
+    #[arg(long, visible_alias = "pids-limit", value_name = "N", value_parser = parse_count)]
+    pub(crate) pids: Option<Limit<u64>>,
+    /// Writable space: 512 (MiB), 2g, or unlimited
+    #[arg(long, value_name = "MIB", value_parser = parse_mebibytes)]
+    pub(crate) disk: Option<Limit<u64>>,
+    /// End it after this time: 30 (seconds), 30s, 5m, 1h, or unlimited
+    #[arg(long, value_name = "TIME", value_parser = parse_seconds)]
+    pub(crate) timeout: Option<Limit<f64>>,
+    /// Set a variable, K=V, or forward one, K
+    #[arg(short, long = "env", value_name = "K[=V]")]
+    pub(crate) env: Vec<String>,
+    /// Read variables from a file, a K=V or a K a line
+    #[arg(long, value_name = "FILE")]
+    pub(crate) env_file: Vec<PathBuf>,
+    /// A secret at /run/secrets/NAME: NAME=env:VAR or NAME=file:PATH
+    #[arg(long, value_name = "NAME=REF")]
+    pub(crate) secret: Vec<String>,
+    /// The network; only `disabled`, the default: say with --allow what may be reached
+    #[arg(long, value_name = "disabled", conflicts_with = "allow")]
+    pub(crate) network: Option<Network>,
+    /// Allow connections to HOST:PORT, *.DOMAIN:PORT or CIDR:PORT
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) allow: Vec<String>,
+    /// A further mount, SRC:DST[:ro|:rw]; read-only unless :rw
+    #[arg(long, value_name = "SRC:DST[:rw]")]
+    pub(crate) mount: Vec<String>,
+    /// Run as this user, UID:GID
+    #[arg(short, long, value_name = "UID:GID")]
+    pub(crate) user: Option<String>,
+    /// Standard input from a file
+    #[arg(long, value_name = "FILE", conflicts_with = "interactive")]
+    pub(crate) stdin: Option<PathBuf>,
+    /// Pass standard input on
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Give it a terminal
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// A policy file in YAML, TOML or JSON; flags override its fields
+    #[arg(long, value_name = "FILE")]
+    pub(crate) policy: Option<PathBuf>,
+    /// Workspace and policy of this agent of the configuration's `agents`
+    #[arg(long, value_name = "NAME")]
+    pub(crate) agent: Option<String>,
+    /// The agent's name in records [default: the command's]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    #[command(flatten)]
+    pub(crate) adapters: Adapters,
+    /// Run in the background: print the session's id and return
+    #[arg(short, long, conflicts_with_all = ["interactive", "tty"])]
+    pub(crate) detach: bool,
+    /// The command and its arguments, passed as they are
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Network {
+    /// No network at all
+    #[value(alias = "none")]
+    Disabled,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Pull {
+    /// Ask the registry each time
+    Always,
+    /// Only when it is not here
+    Missing,
+    /// Never
+    Never,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct PsArgs {
+    /// Those that have ended too
+    #[arg(short, long)]
+    pub(crate) all: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct SessionArg {
+    /// The session's id, or the beginning of it
+    pub(crate) session: String,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct StopArgs {
+    /// The sessions' ids, or the beginnings of them
+    #[arg(required = true, value_name = "SESSION")]
+    pub(crate) sessions: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ExecArgs {
+    /// The session's id, or the beginning of it
+    pub(crate) session: String,
+    /// Pass standard input on
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Give it a terminal
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// Set a variable, K=V, or forward one, K
+    #[arg(short, long = "env", value_name = "K[=V]")]
+    pub(crate) env: Vec<String>,
+    /// The working directory in the container
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+    /// End it after this time: 30 (seconds), 30s, 5m, 1h
+    #[arg(long, value_name = "TIME", value_parser = parse_seconds)]
+    pub(crate) timeout: Option<Limit<f64>>,
+    /// The command and its arguments, passed as they are
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct CpArgs {
+    /// A path, or SESSION:PATH
+    pub(crate) source: String,
+    /// A path, or SESSION:PATH
+    pub(crate) destination: String,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct LogsArgs {
+    /// The session's id, or the beginning of it
+    pub(crate) session: String,
+    /// Go on until the session ends
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ArtifactsCommand {
+    /// List a session's artifacts
+    Ls(ArtifactsLsArgs),
+    /// Read an artifact into a file
+    Get(ArtifactsGetArgs),
+    /// Store a file as a new version of an artifact
+    Put(ArtifactsPutArgs),
+    /// Delete one artifact in all its versions, or all of a session
+    Rm(ArtifactsRmArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ArtifactsLsArgs {
+    /// The session's id, or the beginning of it
+    pub(crate) session: String,
+    /// Keep artifacts there: a type of storage, such as local
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) storage: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ArtifactsGetArgs {
+    /// The session's id, or the beginning of it
+    pub(crate) session: String,
+    /// The artifact's name
+    pub(crate) name: String,
+    /// The version [default: the newest]
+    #[arg(long, value_name = "N")]
+    pub(crate) version: Option<u64>,
+    /// The file or the folder to write to; - is standard output [default: the name, here]
+    #[arg(short, long, value_name = "PATH")]
+    pub(crate) output: Option<PathBuf>,
+    /// Keep artifacts there: a type of storage, such as local
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) storage: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ArtifactsPutArgs {
+    /// The session's id
+    pub(crate) session: String,
+    /// The file
+    pub(crate) file: PathBuf,
+    /// The artifact's name [default: the file's]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Keep artifacts there: a type of storage, such as local
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) storage: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ArtifactsRmArgs {
+    /// The session's id, or the beginning of it
+    pub(crate) session: String,
+    /// The artifact's name
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    pub(crate) name: Option<String>,
+    /// All of the session's artifacts
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Keep artifacts there: a type of storage, such as local
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) storage: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AuditCommand {
+    /// Print the last events
+    Tail(AuditTailArgs),
+    /// Print the events that match, oldest first
+    Query(AuditQueryArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct AuditTailArgs {
+    /// How many
+    #[arg(short = 'n', long, default_value_t = 20, value_name = "N")]
+    pub(crate) lines: usize,
+    /// Go on with new ones
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Of this session only
+    #[arg(long, value_name = "ID")]
+    pub(crate) session: Option<String>,
+    /// Read from there: a type of logger, such as file
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) audit: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct AuditQueryArgs {
+    /// Of this session
+    #[arg(long, value_name = "ID")]
+    pub(crate) session: Option<String>,
+    /// Of this agent
+    #[arg(long, value_name = "NAME")]
+    pub(crate) agent: Option<String>,
+    /// Asked for by this user
+    #[arg(long, value_name = "NAME")]
+    pub(crate) user: Option<String>,
+    /// Of this type; may be given several times
+    #[arg(long = "type", value_name = "TYPE")]
+    pub(crate) types: Vec<EventType>,
+    /// At this time or later: 2026-01-31T12:00:00Z, 2026-01-31, or 1h for an hour ago
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub(crate) since: Option<Timestamp>,
+    /// Before this time
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub(crate) until: Option<Timestamp>,
+    /// At least this grave: debug, info, warning, error or critical
+    #[arg(long, value_name = "LEVEL")]
+    pub(crate) severity: Option<Severity>,
+    /// The most events
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    pub(crate) limit: usize,
+    /// Where the last page ended
+    #[arg(long, value_name = "CURSOR")]
+    pub(crate) cursor: Option<String>,
+    /// Read from there: a type of logger, such as file
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) audit: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PolicyCommand {
+    /// Print everything that is wrong with a policy, and what would be narrowed
+    Check(PolicyCheckArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct PolicyCheckArgs {
+    /// The policy in YAML, TOML or JSON
+    pub(crate) file: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Check the configuration without touching anything
+    Check,
+    /// Print what is in force, and where each value comes from
+    Show,
+    /// Write a configuration to begin with
+    Init(ConfigInitArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ConfigInitArgs {
+    /// The file
+    #[arg(default_value = "isolated_agents_config.yaml")]
+    pub(crate) file: PathBuf,
+    /// Replace a file that is there
+    #[arg(long)]
+    pub(crate) force: bool,
+}

@@ -1,0 +1,253 @@
+//! `agents artifacts`.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use agents_sdk::{
+    core::{
+        ArtifactInfo, ArtifactName, AuditEvent, Body, DeleteRequest, Error, EventType, Result, RetrieveRequest,
+        SessionId, StorageBackendExt, StoreRequest,
+    },
+    session::{CancellationToken, Engine, OutputStream},
+};
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt};
+use serde_json::json;
+use tokio_util::io::ReaderStream;
+
+use crate::{
+    args::{Adapters, ArtifactsGetArgs, ArtifactsLsArgs, ArtifactsPutArgs, ArtifactsRmArgs},
+    context::{Context, find_session},
+    failure::{CODE_PIPE, Failure, Outcome},
+    output::{self, one_line},
+    run::Sink,
+    units,
+};
+
+async fn engine(context: &Context, storage: Option<&String>) -> Result<Engine> {
+    let adapters = Adapters {
+        storage: storage.cloned(),
+        ..Adapters::default()
+    };
+    context.engine(&adapters).await
+}
+
+/// The session of an artifact. One that is not known here may still have artifacts in a store that is shared.
+async fn session(engine: &Engine, text: &str) -> Result<SessionId> {
+    match find_session(engine, text).await {
+        Err(error) if error.kind() == agents_sdk::core::ErrorKind::NotFound => SessionId::new(text),
+        found => found,
+    }
+}
+
+async fn record(engine: &Engine, event: EventType, artifact: &ArtifactInfo) -> Result<()> {
+    let event = AuditEvent::now(event)
+        .with_session(artifact.session_id.clone())
+        .with_fact("name", artifact.name.as_str())
+        .with_fact("uri", artifact.uri.as_str())
+        .with_fact("version", artifact.version)
+        .with_fact("sha256", artifact.sha256.as_str());
+    engine.adapters().audit.emit(event).await
+}
+
+pub(crate) async fn ls(context: &Context, args: &ArtifactsLsArgs) -> Outcome {
+    let engine = engine(context, args.storage.as_ref()).await?;
+    let id = session(&engine, &args.session).await?;
+    let artifacts = engine.adapters().storage.list_all(&id).await?;
+    if context.json() {
+        output::json(&artifacts)?;
+        return Ok(0);
+    }
+    let rows = artifacts
+        .iter()
+        .map(|artifact| {
+            [
+                artifact.name.to_string(),
+                artifact.version.to_string(),
+                units::bytes(artifact.size),
+                artifact.sha256.get(..12).unwrap_or_default().to_owned(),
+                artifact.uri.clone(),
+            ]
+        })
+        .collect();
+    output::table(["NAME", "VERSION", "SIZE", "SHA256", "URI"], rows, "no artifacts")?;
+    Ok(0)
+}
+
+pub(crate) async fn get(context: &Context, args: &ArtifactsGetArgs) -> Outcome {
+    let name = ArtifactName::new(args.name.as_str())?;
+    let engine = engine(context, args.storage.as_ref()).await?;
+    let id = session(&engine, &args.session).await?;
+    let artifact = newest(&engine, &id, &name, args.version).await?;
+    record(&engine, EventType::ArtifactRetrieved, &artifact).await?;
+    let retrieved = engine
+        .adapters()
+        .storage
+        .retrieve(RetrieveRequest::new(artifact.uri.as_str()))
+        .await?;
+    if args.output.as_deref() == Some(Path::new("-")) {
+        return to_stdout(retrieved.content).await;
+    }
+    let path = target(args.output.as_deref(), &name);
+    write_file(&path, retrieved.content).await?;
+    if context.json() {
+        output::json(&json!({"artifact": artifact, "path": path}))?;
+    } else if !context.common.quiet {
+        output::note(&format!(
+            "{} {}",
+            one_line(&path.to_string_lossy()),
+            units::bytes(artifact.size)
+        ));
+    }
+    Ok(0)
+}
+
+async fn newest(engine: &Engine, id: &SessionId, name: &ArtifactName, version: Option<u64>) -> Result<ArtifactInfo> {
+    let mut all = engine.adapters().storage.list(id);
+    let mut found = None;
+    while let Some(artifact) = all.try_next().await? {
+        if artifact.name == *name && version.is_none_or(|version| u64::from(artifact.version) == version) {
+            found = Some(artifact);
+        }
+    }
+    found.ok_or_else(|| {
+        let version = version.map(|version| format!(" version {version}")).unwrap_or_default();
+        Error::not_found(format!(
+            "session {id} has no artifact {name:?}{version}; agents artifacts ls {id} lists what there is"
+        ))
+    })
+}
+
+async fn to_stdout(mut content: agents_sdk::core::ByteStream) -> Outcome {
+    let (sink, never) = (Sink::new(OutputStream::Stdout), CancellationToken::new());
+    while let Some(chunk) = content.next().await {
+        sink.write(chunk?, &never).await;
+        if sink.has_failed() {
+            return Ok(CODE_PIPE);
+        }
+    }
+    Ok(0)
+}
+
+/// The file to write: in a folder that was named, the artifact's last component; never a path that the artifact chose.
+fn target(output: Option<&Path>, name: &ArtifactName) -> PathBuf {
+    let last = name.components().last().unwrap_or_default();
+    match output {
+        None => PathBuf::from(last),
+        Some(folder) if folder.is_dir() => folder.join(last),
+        Some(file) => file.to_owned(),
+    }
+}
+
+/// Writes beside the file and renames, so that an interrupted transfer leaves nothing that looks whole.
+async fn write_file(path: &Path, mut content: agents_sdk::core::ByteStream) -> Result<()> {
+    let cannot = |error| Error::io(format!("cannot write {}", path.display()), error);
+    let mut part = path.as_os_str().to_owned();
+    part.push(format!(".{}.part", std::process::id()));
+    let part = PathBuf::from(part);
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(&part)
+        .map_err(cannot)?;
+    let written = async {
+        while let Some(chunk) = content.try_next().await? {
+            write_chunk(&mut file, &chunk).map_err(cannot)?;
+        }
+        std::fs::rename(&part, path).map_err(cannot)
+    };
+    let written = written.await;
+    if written.is_err() {
+        let _ = std::fs::remove_file(&part);
+    }
+    written
+}
+
+fn write_chunk(file: &mut File, chunk: &Bytes) -> std::io::Result<()> {
+    file.write_all(chunk)
+}
+
+pub(crate) async fn put(context: &Context, args: &ArtifactsPutArgs) -> Outcome {
+    let name = match &args.name {
+        Some(name) => ArtifactName::new(name.as_str())?,
+        None => {
+            let name = args.file.file_name().and_then(|name| name.to_str());
+            ArtifactName::new(name.ok_or_else(|| {
+                Failure::Usage(Error::invalid(format!(
+                    "{} has no name that an artifact can have; give one with --name",
+                    args.file.display()
+                )))
+            })?)?
+        }
+    };
+    let cannot = |error| Error::io(format!("cannot read {}", args.file.display()), error);
+    let file = File::open(&args.file).map_err(cannot)?;
+    let metadata = file.metadata().map_err(cannot)?;
+    if metadata.is_dir() {
+        return Err(Error::invalid(format!(
+            "{} is a folder; store its files one by one",
+            args.file.display()
+        ))
+        .into());
+    }
+    let engine = engine(context, args.storage.as_ref()).await?;
+    let id = session(&engine, &args.session).await?;
+    let path = args.file.clone();
+    let content = ReaderStream::with_capacity(tokio::fs::File::from_std(file), 64 << 10)
+        .map_err(move |error| Error::io(format!("cannot read {}", path.display()), error))
+        .boxed();
+    let body = Body::from_stream(content, metadata.is_file().then_some(metadata.len()));
+    let artifact = engine
+        .adapters()
+        .storage
+        .store(StoreRequest::new(id, name, body))
+        .await?;
+    record(&engine, EventType::ArtifactStored, &artifact).await?;
+    match context.json() {
+        true => output::json(&artifact)?,
+        false => output::text(&format!("{}\n", one_line(&artifact.uri)))?,
+    }
+    Ok(0)
+}
+
+pub(crate) async fn rm(context: &Context, args: &ArtifactsRmArgs) -> Outcome {
+    let name = args.name.as_deref().map(ArtifactName::new).transpose()?;
+    let engine = engine(context, args.storage.as_ref()).await?;
+    let id = session(&engine, &args.session).await?;
+    let request = DeleteRequest::new(id).with_name(name);
+    let deleted = engine.adapters().storage.delete(request).await?;
+    for artifact in &deleted {
+        record(&engine, EventType::ArtifactDeleted, artifact).await?;
+    }
+    if context.json() {
+        output::json(&deleted)?;
+    } else if deleted.is_empty() && !context.common.quiet {
+        output::note("there was nothing to delete");
+    } else {
+        for artifact in &deleted {
+            output::text(&format!(
+                "{} version {}\n",
+                one_line(artifact.name.as_str()),
+                artifact.version
+            ))?;
+        }
+    }
+    Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_artifact_never_chooses_a_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let name = ArtifactName::new("a/b/c.txt").unwrap();
+        assert_eq!(target(None, &name), Path::new("c.txt"));
+        assert_eq!(target(Some(folder.path()), &name), folder.path().join("c.txt"));
+        assert_eq!(target(Some(Path::new("x.bin")), &name), Path::new("x.bin"));
+    }
+}

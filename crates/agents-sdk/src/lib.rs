@@ -1,0 +1,96 @@
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+mod configure;
+
+pub use agents_config as config;
+pub use agents_core as core;
+pub use agents_session as session;
+
+#[cfg(feature = "audit-file")]
+pub use agents_audit_file as audit_file;
+#[cfg(feature = "policy-default")]
+pub use agents_policy_default as policy_default;
+#[cfg(feature = "runtime-native")]
+pub use agents_runtime_native as runtime_native;
+#[cfg(any(feature = "storage-local", feature = "storage-memory"))]
+pub use agents_storage_objectstore as storage_objectstore;
+
+pub use configure::{AdapterChoice, Configure, Loaded, configure_adapters};
+
+use agents_config::Registry;
+use agents_core::{Policy, Result, Secret, SecretResolver};
+use agents_session::{Agent, AgentResult, SessionRequest};
+
+/// What almost every program needs.
+pub mod prelude {
+    pub use agents_config::Kind;
+    pub use agents_core::{
+        AgentId, Error, ErrorKind, Exit, NetworkPolicy, Policy, PolicySpec, Process, Result, SecretRef, SessionId,
+    };
+    pub use agents_session::{Agent, AgentResult, Engine, Input, RunStatus, Session, SessionRequest};
+
+    pub use crate::{configure_adapters, default_registry, run_agent};
+}
+
+/// Must be the first call in `main`.
+///
+/// The embedded runtime starts the running program again as the helper that builds a sandbox; in that process this call
+/// does the helper's work and never returns. In any other process it does nothing.
+pub fn init() {
+    #[cfg(feature = "runtime-native")]
+    agents_runtime_native::init();
+}
+
+/// Every adapter whose feature is on.
+///
+/// # Errors
+///
+/// None with the adapters of this crate: each has a type of its own.
+pub fn default_registry() -> Result<Registry> {
+    let registry = Registry::new();
+    #[cfg(feature = "runtime-native")]
+    let registry = registry.register_runtime::<agents_runtime_native::NativeFactory>()?;
+    #[cfg(feature = "storage-local")]
+    let registry = registry.register_storage::<agents_storage_objectstore::LocalFactory>()?;
+    #[cfg(feature = "storage-memory")]
+    let registry = registry.register_storage::<agents_storage_objectstore::MemoryFactory>()?;
+    #[cfg(feature = "audit-file")]
+    let registry = registry.register_audit::<agents_audit_file::FileAuditFactory>()?;
+    #[cfg(feature = "policy-default")]
+    let registry = registry.register_policy::<agents_policy_default::DefaultPolicyFactory>()?;
+    Ok(registry)
+}
+
+/// Runs an agent with the adapters that file and environment choose. The secrets of the policy's `tmpfs_secrets` are
+/// resolved and handed over.
+///
+/// A program that runs many agents builds an [`Engine`](session::Engine) once with [`configure_adapters`].
+///
+/// # Errors
+///
+/// When the configuration is not valid, a secret cannot be resolved, or the session could not begin. Everything else,
+/// a refusal by the policy included, is in the result.
+pub async fn run_agent(agent: Agent, policy: Policy) -> Result<AgentResult> {
+    let loaded = configure_adapters().load()?;
+    loaded.trace_warnings();
+    let agent = agent.with_secrets(resolve_secrets(&policy, loaded.secrets.as_ref()).await?);
+    let engine = loaded.build().await?;
+    engine.run(SessionRequest::new(agent, policy)).await
+}
+
+/// Resolves the references of a policy's `tmpfs_secrets`.
+///
+/// # Errors
+///
+/// What the resolver says of the first that cannot be resolved.
+pub async fn resolve_secrets(policy: &Policy, resolver: &dyn SecretResolver) -> Result<Vec<Secret>> {
+    let mut secrets = Vec::with_capacity(policy.tmpfs_secrets.len());
+    for (name, reference) in &policy.tmpfs_secrets {
+        secrets.push(Secret {
+            name: name.clone(),
+            value: resolver.resolve(reference).await?,
+        });
+    }
+    Ok(secrets)
+}
