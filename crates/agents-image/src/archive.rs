@@ -280,8 +280,7 @@ impl Source {
                 _ => return Err(several(index.manifests.iter().flat_map(names))),
             },
         };
-        let (manifest_digest, manifest_bytes) = self.manifest_of(chosen, 0)?;
-        let manifest: Manifest = parse(&manifest_bytes, "manifest")?;
+        let (manifest_digest, manifest_bytes, manifest) = self.manifest_of(chosen, 0)?;
         let (config, config_bytes) = self.read_blob(&manifest.config, "configuration")?;
         let layers = layer_specs(&manifest, &ConfigFile::parse(&config_bytes)?)?;
         let files = layers
@@ -297,10 +296,10 @@ impl Source {
         })
     }
 
-    fn manifest_of(&self, descriptor: &Descriptor, depth: u8) -> Result<(Digest, Vec<u8>)> {
+    fn manifest_of(&self, descriptor: &Descriptor, depth: u8) -> Result<(Digest, Vec<u8>, Manifest)> {
         let (digest, bytes) = self.read_blob(descriptor, "manifest")?;
         match Document::parse(&bytes)? {
-            Document::Manifest(_) => Ok((digest, bytes)),
+            Document::Manifest(manifest) => Ok((digest, bytes, manifest)),
             Document::Index(_) if depth > 3 => Err(invalid("the indexes of the image are nested too deep")),
             Document::Index(index) => self.manifest_of(index.choose()?, depth + 1),
         }

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, BufReader, Cursor, Read},
-    os::unix::fs::DirBuilderExt,
+    os::unix::fs::PermissionsExt,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -91,7 +91,9 @@ pub(crate) fn store_layer(job: &Job, spec: &LayerSpec, source: impl Read, _lock:
     let temp = job.store.temp_folder().map_err(failed)?;
     let (folder, trash) = (temp.path().join("layer"), temp.path().join("trash"));
     for path in [&folder, &trash] {
-        fs::DirBuilder::new().mode(0o755).create(path).map_err(failed)?;
+        fs::create_dir(path).map_err(failed)?;
+        // Whatever the umask says, the agent's user must get into the root of the image.
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).map_err(failed)?;
     }
 
     let mut compressed = HashState::default();
@@ -122,10 +124,10 @@ pub(crate) fn store_layer(job: &Job, spec: &LayerSpec, source: impl Read, _lock:
     if let Some(expected) = &spec.compressed
         && *expected != compressed
     {
-        return Err(mismatch("the layer", expected, &compressed));
+        return Err(name(mismatch("the layer", expected, &compressed)));
     }
     if spec.diff_id != uncompressed {
-        return Err(mismatch("the uncompressed layer", &spec.diff_id, &uncompressed)).map_err(name);
+        return Err(name(mismatch("the uncompressed layer", &spec.diff_id, &uncompressed)));
     }
     // The layer appears only once all of it is on disk, for its name promises its content.
     File::open(&folder)

@@ -89,28 +89,45 @@ impl Registry {
             .iter()
             .any(|registry| registry == name.registry());
         let plain = insecure || name.is_loopback();
-        let mut config = ClientConfig {
-            protocol: if plain {
-                ClientProtocol::Http
-            } else {
-                ClientProtocol::Https
-            },
-            connect_timeout: Some(CONNECT_TIMEOUT),
-            read_timeout: Some(READ_TIMEOUT),
-            user_agent: concat!("isolated-agents/", env!("CARGO_PKG_VERSION")),
-            extra_root_certificates: if plain {
-                Vec::new()
-            } else {
-                certificates(name.registry())
-            },
-            ..ClientConfig::default()
+        let config = || {
+            let mut config = ClientConfig {
+                protocol: if plain {
+                    ClientProtocol::Http
+                } else {
+                    ClientProtocol::Https
+                },
+                connect_timeout: Some(CONNECT_TIMEOUT),
+                read_timeout: Some(READ_TIMEOUT),
+                user_agent: concat!("isolated-agents/", env!("CARGO_PKG_VERSION")),
+                extra_root_certificates: if plain {
+                    Vec::new()
+                } else {
+                    certificates(name.registry())
+                },
+                ..ClientConfig::default()
+            };
+            if name.is_loopback() {
+                spare_loopback(&mut config, |variable| std::env::var(variable).ok());
+            }
+            config
         };
-        if name.is_loopback() {
-            spare_loopback(&mut config, |variable| std::env::var(variable).ok());
+        let mut client = Client::try_from(config());
+        if plain && client.is_err() {
+            // On a machine without CA certificates plain HTTP must work all the same, and TLS must trust nobody.
+            let data = include_bytes!("nobody.pem").to_vec();
+            client = Client::try_from(ClientConfig {
+                tls_certs_only: vec![Certificate {
+                    encoding: CertificateEncoding::Pem,
+                    data,
+                }],
+                ..config()
+            });
         }
-        let client = Client::try_from(config).map_err(|error| {
-            Error::unexpected("cannot set up HTTP; are CA certificates installed (package ca-certificates)?")
-                .with_source(error)
+        let client = client.map_err(|error| {
+            Error::unsupported(format!(
+                "cannot pull {name}: this machine has no usable CA certificates; install the package ca-certificates or set SSL_CERT_FILE"
+            ))
+            .with_source(error)
         })?;
         let (registry, repository) = (name.registry().to_owned(), name.repository().to_owned());
         let reference = match (name.pinned(), name.tag()) {

@@ -158,9 +158,7 @@ async fn from_file(
         file: Some(fingerprint.clone()),
         created: now(),
     };
-    // A file that has changed meanwhile is looked at again the next time.
-    let unchanged = Fingerprint::of(&file.watched()).is_ok_and(|after| after == fingerprint);
-    let resolved = finish(store, record, unchanged, &shown, fetched).await?;
+    let resolved = finish(store, record, image.manifest, &shown, fetched).await?;
     drop((lock, cancel));
     Ok(resolved)
 }
@@ -204,7 +202,7 @@ async fn from_registry(store: &ImageStore, reference: &RegistryRef, options: &Re
     let fetched = all_layers(store, &image.layers, fetch)
         .await
         .map_err(|e| e.with_context("image", &shown))?;
-    let resolved = finish(store, record, true, &shown, fetched).await?;
+    let resolved = finish(store, record, image.manifest, &shown, fetched).await?;
     drop((lock, cancel));
     Ok(resolved)
 }
@@ -267,21 +265,16 @@ pub(crate) async fn load(store: &ImageStore, record: &RefRecord, source: &str) -
     }))
 }
 
-/// Checks the image, keeps it from garbage collection and stores its documents.
+/// Checks the image, keeps its layers from garbage collection and stores its configuration.
 async fn begin(store: &ImageStore, image: &Image, options: &ResolveOptions) -> Result<Arc<File>> {
     ConfigFile::parse(&image.config_bytes)?.check(image.layers.len(), options.limits.max_layers)?;
-    let lock = {
-        let _guard = store.shared_async().await?;
-        store.use_image(&image.config)?
-    };
-    let store = store.clone();
-    let mut blobs = vec![(image.config.clone(), image.config_bytes.clone())];
-    blobs.extend(image.manifest.clone());
+    // Garbage collection learns from the configuration which layers a used image needs, so both must appear at once.
+    let guard = store.shared_async().await?;
+    let lock = store.use_image(&image.config)?;
+    let (store, config, bytes) = (store.clone(), image.config.clone(), image.config_bytes.clone());
     blocking(move || {
-        for (digest, bytes) in blobs {
-            store.write_blob(&digest, &bytes)?;
-        }
-        Ok(())
+        let _guard = guard;
+        store.write_blob(&config, &bytes)
     })
     .await?;
     Ok(lock)
@@ -290,13 +283,21 @@ async fn begin(store: &ImageStore, image: &Image, options: &ResolveOptions) -> R
 async fn finish(
     store: &ImageStore,
     record: RefRecord,
-    remember: bool,
+    manifest: Option<(Digest, Vec<u8>)>,
     shown: &str,
     fetched: Fetched,
 ) -> Result<Resolved> {
-    if remember {
+    let guard = store.shared_async().await?;
+    {
         let (store, record) = (store.clone(), record.clone());
-        blocking(move || store.write_ref(&record)).await?;
+        blocking(move || {
+            let _guard = guard;
+            if let Some((digest, bytes)) = manifest {
+                store.write_blob(&digest, &bytes)?;
+            }
+            store.write_ref(&record)
+        })
+        .await?;
     }
     let mut resolved = load(store, &record, shown).await?.ok_or_else(|| {
         Error::new(

@@ -97,12 +97,46 @@ pub(crate) struct RefRecord {
 /// The state of a file, so that a change is noticed without reading it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Fingerprint {
+    #[serde(with = "path_text")]
     path: PathBuf,
     device: u64,
     inode: u64,
     size: u64,
     modified: (i64, i64),
     changed: (i64, i64),
+}
+
+/// Paths need not be UTF-8, and JSON must be: such a path is kept as bytes.
+mod path_text {
+    use std::{
+        ffi::OsString,
+        os::unix::ffi::{OsStrExt, OsStringExt},
+        path::{Path, PathBuf},
+    };
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum Text {
+        Utf8(String),
+        Bytes(Vec<u8>),
+    }
+
+    pub(super) fn serialize<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+        match path.to_str() {
+            Some(text) => Text::Utf8(text.to_owned()),
+            None => Text::Bytes(path.as_os_str().as_bytes().to_vec()),
+        }
+        .serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+        Ok(match Text::deserialize(deserializer)? {
+            Text::Utf8(text) => text.into(),
+            Text::Bytes(bytes) => OsString::from_vec(bytes).into(),
+        })
+    }
 }
 
 impl Fingerprint {
@@ -214,6 +248,7 @@ impl ImageStore {
     ///
     /// Must be called in a tokio runtime with I/O and time. Dropping the future stops the work and removes what is unfinished;
     /// layers that are complete stay, so that trying again continues there.
+    #[tracing::instrument(name = "resolve_image", skip_all, fields(image = %image))]
     pub async fn resolve(&self, image: &ImageRef, options: &ResolveOptions) -> Result<Resolved> {
         crate::resolve::resolve(self, image, options)
             .await

@@ -145,7 +145,7 @@ mod tests {
             at = next;
         }
         fs::create_dir(top.join("closed")).unwrap_or_default();
-        let _ = fs::set_permissions(top.join("closed"), fs::Permissions::from_mode(0));
+        let _ = fs::set_permissions(top.join("closed"), fs::Permissions::from_mode(0o000));
         remove(&top).unwrap();
         assert!(!top.exists());
         assert!(outside.join("keep").exists());

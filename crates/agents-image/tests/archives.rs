@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::{fs, time::Instant};
+use std::{fs, os::unix::ffi::OsStrExt, time::Instant};
 
 use agents_core::error::ErrorKind;
 use agents_image::{ImageRef, Progress, PullPolicy, ResolveOptions};
@@ -253,6 +253,23 @@ fn damaged_and_foreign_archives_are_refused_by_name() {
         fs::read_dir(world.store.root().join("blobs/sha256")).unwrap().count(),
         0
     );
+}
+
+#[test]
+fn a_path_need_not_be_text() {
+    let world = World::new();
+    let path = world.folder.path().join(std::ffi::OsStr::from_bytes(b"im\xffage.tar"));
+    fs::write(&path, two_layers().docker_archive(&[])).unwrap();
+    let image = ImageRef::from_path(&path).unwrap();
+    let runtime = common::runtime();
+    let resolve = || {
+        runtime
+            .block_on(world.store.resolve(&image, &ResolveOptions::new()))
+            .unwrap()
+    };
+    assert!(!resolve().cached);
+    assert!(resolve().cached);
+    assert_eq!(world.store.gc().unwrap().references, 0);
 }
 
 #[test]

@@ -456,6 +456,62 @@ fn an_opaque_root_hides_all_lower_layers() {
     }
 }
 
+/// Random damage, with checksums made right again, so that it reaches the code behind them.
+#[test]
+fn no_mutation_escapes_or_panics() {
+    let world = World::new();
+    let outside = world.path("outside");
+    fs::create_dir(&outside).unwrap();
+    let base = TarBuilder::new()
+        .dir("d")
+        .file("d/f", b"data")
+        .symlink("l", outside.to_str().unwrap())
+        .symlink("d/u", "../..")
+        .hard_link("h", "d/f")
+        .file("l/f", b"x")
+        .file("d/u/g", b"x")
+        .file("d/.wh..wh..opq", b"")
+        .file(".wh.w", b"")
+        .file("w/x", b"y")
+        .bytes();
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = move |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % below as u64) as usize
+    };
+    let interesting = b"\0/.0157LKxgS\xff\x80dlfuhw";
+    for _ in 0..150 {
+        let mut bytes = base.clone();
+        for _ in 0..=random(4) {
+            let block = random(bytes.len() / 512) * 512;
+            // Mostly names, link names, types and sizes.
+            let offset = [random(100), 157 + random(100), 156, 124 + random(12), random(512)][random(5)];
+            bytes[block + offset] = interesting[random(interesting.len())];
+            if bytes[block..block + 512].iter().any(|byte| *byte != 0) {
+                let mut header = tar::Header::from_byte_slice(&bytes[block..block + 512]).clone();
+                header.set_cksum();
+                bytes[block..block + 512].copy_from_slice(header.as_bytes());
+            }
+        }
+        if let Err(error) = world.unpack(bytes) {
+            assert!(
+                matches!(error.kind(), ErrorKind::DataInvalid | ErrorKind::Unsupported),
+                "{}",
+                error.report()
+            );
+        }
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+        let names: Vec<_> = fs::read_dir(world.folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert_eq!(names.len(), 3, "{names:?}");
+    }
+    world.assert_clean();
+}
+
 /// As root, this suite runs again as an ordinary user: whiteouts and clean-up must work there, too.
 #[test]
 fn all_of_this_holds_for_an_ordinary_user() {
