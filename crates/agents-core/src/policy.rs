@@ -19,7 +19,7 @@ use crate::{Error, ErrorKind, Finding, ImagePullPolicy, Result, SecretRef, User,
 /// assert_eq!(errors.findings().len(), 2);
 /// # Ok::<(), agents_core::PolicyErrors>(())
 /// ```
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Policy(PolicySpec);
 
 /// Everything that is wrong with a policy, each with its path and code.
@@ -431,12 +431,6 @@ impl Policy {
 fn not_implemented(field: &str) -> Finding {
     let message = "is not implemented yet and would have no effect; leave it at its default";
     Finding::error("NOT_IMPLEMENTED", field, message)
-}
-
-impl Default for Policy {
-    fn default() -> Self {
-        Self(PolicySpec::default())
-    }
 }
 
 impl Deref for Policy {
