@@ -684,8 +684,9 @@ impl Active {
 
     /// Time adds up over the attempts, and the peak is the highest.
     fn add_usage(&mut self, usage: Usage) {
-        let sum = |a: Option<f64>, b: Option<f64>| a.map_or(b, |a| Some(a + b.unwrap_or(0.0)));
-        self.usage.cpu_seconds = sum(self.usage.cpu_seconds, usage.cpu_seconds);
+        if let Some(seconds) = usage.cpu_seconds {
+            self.usage.cpu_seconds = Some(self.usage.cpu_seconds.unwrap_or(0.0) + seconds);
+        }
         self.usage.memory_peak_bytes = self.usage.memory_peak_bytes.max(usage.memory_peak_bytes);
     }
 

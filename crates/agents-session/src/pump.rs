@@ -232,7 +232,8 @@ async fn feed(mut sink: Box<dyn ExecInput>, input: Input) {
                 return;
             }
         }
-        Input::Stream(mut reader) => {
+        Input::Stream(stream) => {
+            let mut reader = stream.into_reader();
             while let Some(bytes) = read(&mut reader).await {
                 // A process that has closed its input is free to do so.
                 if sink.write(bytes).await.is_err() {

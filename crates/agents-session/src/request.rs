@@ -1,6 +1,10 @@
 //! What a caller asks for: an [`Agent`] and how to run it.
 
-use std::{fmt, path::PathBuf, sync::Arc};
+use std::{
+    fmt,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use agents_core::{AgentId, Mount, Policy, Secret, SessionId};
 use bytes::Bytes;
@@ -114,13 +118,31 @@ pub enum Input {
     /// Bytes, which every attempt reads from the start.
     Bytes(Bytes),
     /// A stream, which can be read once; a policy with retries refuses it.
-    Stream(Box<dyn AsyncRead + Send + Unpin>),
+    Stream(InputStream),
+}
+
+/// A stream of input, made by [`Input::stream`].
+pub struct InputStream(
+    /// Never locked; it makes a run's future `Send` although nobody shares the reader.
+    Mutex<Box<dyn AsyncRead + Send + Unpin>>,
+);
+
+impl InputStream {
+    pub(crate) fn into_reader(self) -> Box<dyn AsyncRead + Send + Unpin> {
+        self.0.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for InputStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("InputStream")
+    }
 }
 
 impl Input {
     /// A stream.
     pub fn stream(reader: impl AsyncRead + Send + Unpin + 'static) -> Self {
-        Self::Stream(Box::new(reader))
+        Self::Stream(InputStream(Mutex::new(Box::new(reader))))
     }
 }
 
@@ -128,7 +150,7 @@ impl fmt::Debug for Input {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Bytes(bytes) => write!(f, "Input({} bytes)", bytes.len()),
-            Self::Stream(_) => f.write_str("Input(stream)"),
+            Self::Stream(stream) => stream.fmt(f),
         }
     }
 }
