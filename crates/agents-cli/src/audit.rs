@@ -14,6 +14,8 @@ use crate::{
     output::{self, one_line},
 };
 
+/// A longer fact is cut; `--json` has all of it.
+const LONGEST_FACT: usize = 60;
 const PAGE: usize = 1000;
 /// How often a trail is asked for new events.
 const POLL: Duration = Duration::from_millis(300);
@@ -149,7 +151,12 @@ fn line(event: &AuditEvent) -> String {
             Some(text) if !text.is_empty() && !text.contains(char::is_whitespace) => text.to_owned(),
             _ => value.to_string(),
         };
-        line.push_str(&format!(" {}{}", format!("{key}=").dimmed(), one_line(&value)));
+        let mut value = one_line(&value);
+        if let Some((end, _)) = value.char_indices().nth(LONGEST_FACT) {
+            value.truncate(end);
+            value.push('…');
+        }
+        line.push_str(&format!(" {}{value}", format!("{key}=").dimmed()));
     }
     line.push('\n');
     line

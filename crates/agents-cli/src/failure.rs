@@ -147,18 +147,27 @@ pub(crate) fn report_usage(error: &clap::Error) -> u8 {
 
 /// clap's message without its usage, which `--help` prints.
 fn one_line(message: &str, is_run: bool) -> String {
-    let message = message.strip_prefix("error: ").unwrap_or(message);
-    let mut parts = Vec::new();
-    for line in message.lines().map(str::trim) {
+    let mut text = String::new();
+    for line in message
+        .strip_prefix("error: ")
+        .unwrap_or(message)
+        .lines()
+        .map(str::trim)
+    {
         if line.starts_with("Usage:") || line.starts_with("For more information") {
             break;
         }
-        if !line.is_empty() {
-            parts.push(line);
+        match line.strip_prefix("tip: ") {
+            // Of no use to whoever slipped, and misleading to whoever did not.
+            Some(tip) if tip.starts_with("to pass") => {}
+            Some(tip) => text.push_str(&format!("; {tip}")),
+            None if line.is_empty() => {}
+            None if text.is_empty() => text.push_str(line),
+            None => text.push_str(&format!(" {line}")),
         }
     }
-    let mut text = parts.join(" ");
-    if is_run && text.starts_with("unexpected argument") && !text.contains("tip:") {
+    let misplaced = text.starts_with("unexpected argument") && !text.contains(';') || text.contains("<COMMAND>");
+    if is_run && misplaced {
         text.push_str("; put the command after --");
     }
     text
@@ -198,10 +207,10 @@ mod tests {
 
     #[test]
     fn usage_errors_are_one_line() {
-        let clap = "error: unexpected argument '--memry' found\n\n  tip: a similar argument exists: '--memory'\n\nUsage: agents run\n\nFor more information, try '--help'.\n";
+        let clap = "error: unexpected argument '--memry' found\n\n  tip: a similar argument exists: '--memory'\n  tip: to pass '--memry' as a value, use '-- --memry'\n\nUsage: agents run\n\nFor more information, try '--help'.\n";
         assert_eq!(
             one_line(clap, true),
-            "unexpected argument '--memry' found tip: a similar argument exists: '--memory'"
+            "unexpected argument '--memry' found; a similar argument exists: '--memory'"
         );
         let clap = "error: unexpected argument 'echo' found\n\nUsage: agents run\n";
         assert_eq!(

@@ -171,7 +171,8 @@ fn summary(result: &AgentResult) -> String {
     };
     let time = units::duration(result.timings.total);
     let mut lines = vec![format!("session {} {status} in {time}", result.session_id)];
-    if result.status != RunStatus::Completed {
+    // An error of ours follows on a line of its own, and says more.
+    if result.status != RunStatus::Completed && result.error_kind.is_none() {
         lines.push(format!("  ending    {}", one_line(&result.ending.to_string())));
     }
     if let Some(error) = result.error.as_deref().filter(|_| result.error_kind.is_none()) {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use agents_sdk::{
-    core::{Error, ErrorKind, ExecControl, ProvisionProgress, SessionId},
+    core::{Error, ErrorKind, ExecControl, Exit, ProvisionProgress, SessionId},
     session::{AgentResult, CancellationToken, Observer, OutputStream, Phase, PhaseState, SessionRequest},
 };
 use async_trait::async_trait;
@@ -94,8 +94,10 @@ fn finish(context: &Context, view: &View, result: AgentResult) -> Outcome {
     if view.supervised.is_none() && !context.common.quiet && !context.json() {
         view.progress.summary(&result);
     }
-    if let (Some(error), Some(_)) = (&result.error, result.error_kind) {
-        output::error(error);
+    match (&result.error, &result.ending) {
+        (Some(error), _) if result.error_kind.is_some() => output::error(error),
+        (_, Exit::NotStarted { message, .. }) => output::error(message),
+        _ => {}
     }
     if context.json() && view.supervised.is_none() {
         output::json(&result.to_json())?;
