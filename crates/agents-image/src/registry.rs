@@ -89,7 +89,7 @@ impl Registry {
             .iter()
             .any(|registry| registry == name.registry());
         let plain = insecure || name.is_loopback();
-        let config = || {
+        let set_up = |extra_root_certificates| {
             let mut config = ClientConfig {
                 protocol: if plain {
                     ClientProtocol::Http
@@ -99,36 +99,30 @@ impl Registry {
                 connect_timeout: Some(CONNECT_TIMEOUT),
                 read_timeout: Some(READ_TIMEOUT),
                 user_agent: concat!("isolated-agents/", env!("CARGO_PKG_VERSION")),
-                extra_root_certificates: if plain {
-                    Vec::new()
-                } else {
-                    certificates(name.registry())
-                },
+                extra_root_certificates,
                 ..ClientConfig::default()
             };
             if name.is_loopback() {
                 spare_loopback(&mut config, |variable| std::env::var(variable).ok());
             }
-            config
+            Client::try_from(config).map_err(|error| {
+                Error::unsupported(format!(
+                    "cannot pull {name}: this machine has no usable CA certificates; install the package ca-certificates or set SSL_CERT_FILE"
+                ))
+                .with_source(error)
+            })
         };
-        let mut client = Client::try_from(config());
-        if plain && client.is_err() {
-            // On a machine without CA certificates plain HTTP must work all the same, and TLS must trust nobody.
-            let data = include_bytes!("nobody.pem").to_vec();
-            client = Client::try_from(ClientConfig {
-                tls_certs_only: vec![Certificate {
-                    encoding: CertificateEncoding::Pem,
-                    data,
-                }],
-                ..config()
-            });
+        // oci-client makes a default client beside the one asked for, and panics when the system has no certificates at all.
+        // Without certificates of our own the one asked for fails first, so that one comes first.
+        let mut client = set_up(Vec::new())?;
+        let own = if plain {
+            Vec::new()
+        } else {
+            certificates(name.registry())
+        };
+        if !own.is_empty() {
+            client = set_up(own)?;
         }
-        let client = client.map_err(|error| {
-            Error::unsupported(format!(
-                "cannot pull {name}: this machine has no usable CA certificates; install the package ca-certificates or set SSL_CERT_FILE"
-            ))
-            .with_source(error)
-        })?;
         let (registry, repository) = (name.registry().to_owned(), name.repository().to_owned());
         let reference = match (name.pinned(), name.tag()) {
             (Some(digest), _) => Reference::with_digest(registry, repository, digest.to_string()),

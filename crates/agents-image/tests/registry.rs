@@ -378,6 +378,26 @@ fn a_proxy_in_the_environment_is_not_asked_for_loopback() {
 }
 
 #[test]
+fn a_machine_without_ca_certificates_gets_an_error_with_advice() {
+    const NAME: &str = "a_machine_without_ca_certificates_gets_an_error_with_advice";
+    if std::env::var_os("AGENTS_IMAGE_TEST_NO_CA").is_none() {
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", NAME])
+            .env("AGENTS_IMAGE_TEST_NO_CA", "1")
+            .env("SSL_CERT_FILE", "/dev/null")
+            .env("SSL_CERT_DIR", "/nonexistent")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        return;
+    }
+    let (world, fake) = (World::new(), Fake::start());
+    let error = world.resolve_with(&fake.name("app:1"), &anonymous()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.message().contains("ca-certificates"), "{error}");
+}
+
+#[test]
 fn dropping_a_pull_stops_it() {
     let (world, fake) = (World::new(), Fake::start());
     fake.put("1", &image());
