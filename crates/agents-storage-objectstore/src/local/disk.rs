@@ -490,17 +490,28 @@ impl Upload {
         folder: &str,
         permit: &Permit,
     ) -> Result<io::Result<u64>> {
+        // All at once, since a file system commits what waits together in one go.
         let sync = || -> io::Result<()> {
-            self.content.get_ref().sync_data()?;
-            self.sidecar.sync_data()?;
-            rustix::fs::fsync(&self.dir)?;
-            if made.new_session {
-                rustix::fs::fsync(&self.base)?;
-            }
-            if made.new_folder {
-                rustix::fs::fsync(&made.session)?;
-            }
-            Ok(())
+            std::thread::scope(|scope| {
+                let mut tasks = vec![
+                    scope.spawn(|| self.sidecar.sync_data()),
+                    scope.spawn(|| Ok(rustix::fs::fsync(&self.dir)?)),
+                ];
+                if made.new_session {
+                    tasks.push(scope.spawn(|| Ok(rustix::fs::fsync(&self.base)?)));
+                }
+                if made.new_folder {
+                    tasks.push(scope.spawn(|| Ok(rustix::fs::fsync(&made.session)?)));
+                }
+                let mut result = self.content.get_ref().sync_data();
+                for task in tasks {
+                    let other = task
+                        .join()
+                        .unwrap_or_else(|_| Err(io::Error::other("a thread panicked")));
+                    result = result.and(other);
+                }
+                result
+            })
         };
         if let Err(error) = sync() {
             return Ok(Err(error));
