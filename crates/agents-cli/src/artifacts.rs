@@ -73,7 +73,12 @@ pub(crate) async fn ls(context: &Context, args: &ArtifactsLsArgs) -> Outcome {
             ]
         })
         .collect();
-    output::table(["NAME", "VERSION", "SIZE", "SHA256", "URI"], rows, "no artifacts")?;
+    output::table(
+        ["NAME", "VERSION", "SIZE", "SHA256", "URI"],
+        rows,
+        false,
+        "no artifacts",
+    )?;
     Ok(0)
 }
 
@@ -109,7 +114,7 @@ async fn newest(engine: &Engine, id: &SessionId, name: &ArtifactName, version: O
     let mut all = engine.adapters().storage.list(id);
     let mut found = None;
     while let Some(artifact) = all.try_next().await? {
-        if artifact.name == *name && version.is_none_or(|version| u64::from(artifact.version) == version) {
+        if artifact.name == *name && version.is_none_or(|version| artifact.version == version) {
             found = Some(artifact);
         }
     }

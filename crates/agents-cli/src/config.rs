@@ -81,7 +81,7 @@ pub(crate) fn show(context: &Context) -> Outcome {
     for (key, path) in dirs {
         rows.push([key.to_owned(), path.display().to_string(), "folder".to_owned()]);
     }
-    output::table(["KEY", "VALUE", "SOURCE"], rows, "")?;
+    output::table(["KEY", "VALUE", "SOURCE"], rows, false, "")?;
     Ok(0)
 }
 

@@ -171,12 +171,13 @@ fn summary(result: &AgentResult) -> String {
     };
     let time = units::duration(result.timings.total);
     let mut lines = vec![format!("session {} {status} in {time}", result.session_id)];
-    // An error of ours follows on a line of its own, and says more.
-    if result.status != RunStatus::Completed && result.error_kind.is_none() {
-        lines.push(format!("  ending    {}", one_line(&result.ending.to_string())));
-    }
-    if let Some(error) = result.error.as_deref().filter(|_| result.error_kind.is_none()) {
-        lines.push(format!("  error     {}", one_line(error)));
+    // An error of ours follows on a line of its own.
+    if result.error_kind.is_none() {
+        match (&result.error, result.ending.is_success()) {
+            (_, false) => lines.push(format!("  ending    {}", one_line(&result.ending.to_string()))),
+            (Some(error), true) => lines.push(format!("  error     {}", one_line(error))),
+            (None, true) => {}
+        }
     }
     for artifact in result.artifacts.iter().take(LISTED) {
         lines.push(format!(

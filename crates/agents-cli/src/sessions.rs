@@ -4,7 +4,7 @@ use std::{io::IsTerminal, path::Path, sync::Arc, time::Duration};
 
 use agents_sdk::{
     core::{Error, ErrorKind, ExecControl, ExecEvent, ExecInput, KillReason, Process, SessionId},
-    session::{CancellationToken, OutputStream, SessionHandle, SessionInfo, SessionStatus, Upload},
+    session::{CancellationToken, OutputStream, SessionHandle, SessionInfo, Upload},
 };
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -28,6 +28,9 @@ use crate::{
     units::{self, Limit},
 };
 
+/// Twelve digits of an id are its time in milliseconds; some more tell apart what began together.
+const SHORT_ID: usize = 16;
+
 pub(crate) async fn ps(context: &Context, args: &PsArgs) -> Outcome {
     let engine = context.engine(&Adapters::default()).await?;
     let sessions = engine.list(args.all).await?;
@@ -35,7 +38,12 @@ pub(crate) async fn ps(context: &Context, args: &PsArgs) -> Outcome {
         output::json(&sessions)?;
         return Ok(0);
     }
-    let rows = sessions.iter().map(ps_row).collect();
+    // Elsewhere than on a terminal a script reads it, and scripts get whole ids.
+    let shown = match std::io::stdout().is_terminal() {
+        true => unique_length(&sessions),
+        false => usize::MAX,
+    };
+    let rows = sessions.iter().map(|info| ps_row(info, shown)).collect();
     let nothing = match args.all {
         true => "no sessions",
         false => "no running sessions; agents ps -a lists those that have ended",
@@ -43,30 +51,32 @@ pub(crate) async fn ps(context: &Context, args: &PsArgs) -> Outcome {
     output::table(
         ["SESSION", "AGENT", "STATUS", "STARTED", "IMAGE", "COMMAND"],
         rows,
+        true,
         nothing,
     )?;
     Ok(0)
 }
 
-fn ps_row(info: &SessionInfo) -> [String; 6] {
-    let since = Timestamp::now().duration_since(info.started_at);
-    let mut command = info.command.join(" ");
-    if let Some((end, _)) = command.char_indices().nth(40) {
-        command.truncate(end);
-        command.push('…');
-    }
-    [
-        info.session_id.to_string(),
-        info.agent_id.to_string(),
-        status(info.status),
-        ago(Duration::try_from(since).unwrap_or_default()),
-        info.image.clone(),
-        command,
-    ]
+/// How much of an id tells each session from the others.
+fn unique_length(sessions: &[SessionInfo]) -> usize {
+    let mut ids: Vec<_> = sessions.iter().map(|info| info.session_id.as_str()).collect();
+    ids.sort_unstable();
+    let common = |(a, b): (&str, &str)| a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count();
+    let longest = ids.windows(2).map(|pair| common((pair[0], pair[1]))).max();
+    longest.map_or(SHORT_ID, |common| SHORT_ID.max(common + 1))
 }
 
-fn status(status: SessionStatus) -> String {
-    status.as_str().to_owned()
+fn ps_row(info: &SessionInfo, shown: usize) -> [String; 6] {
+    let since = Timestamp::now().duration_since(info.started_at);
+    let id = info.session_id.as_str();
+    [
+        id.get(..shown).unwrap_or(id).to_owned(),
+        info.agent_id.to_string(),
+        info.status.as_str().to_owned(),
+        ago(Duration::try_from(since).unwrap_or_default()),
+        info.image.clone(),
+        info.command.join(" "),
+    ]
 }
 
 pub(crate) async fn inspect(context: &Context, args: &SessionArg) -> Outcome {
@@ -104,7 +114,7 @@ pub(crate) async fn stats(context: &Context, args: &SessionArg) -> Outcome {
             units::bytes(stats.network_tx_bytes)
         ),
     ];
-    output::table(["CPU", "MEMORY", "PIDS", "DISK", "NET RX / TX"], vec![row], "")?;
+    output::table(["CPU", "MEMORY", "PIDS", "DISK", "NET RX / TX"], vec![row], false, "")?;
     Ok(0)
 }
 
