@@ -264,6 +264,7 @@ impl Active {
 
     async fn decide(&mut self, agent: &Agent, policy: Policy, idle: bool) -> Result<Plan> {
         plan::check(agent, &policy, idle)?;
+        let policy = plan::whole(agent, policy)?;
         let validator = &self.engine.adapters().policy;
         let context = EnforcementContext::new()
             .with_session(self.record.session_id.clone())
@@ -311,6 +312,7 @@ impl Active {
         let state = self.engine.state();
         let plan = plan::plan(
             agent,
+            &policy,
             &enforced.policy,
             &self.record.session_id,
             &self.record.container_name,

@@ -398,7 +398,8 @@ impl Engine {
         Ok(report)
     }
 
-    /// [`recover`](Self::recover), and then asks runtime and storage to remove what crashes left behind.
+    /// [`recover`](Self::recover), then removes the containers of this state folder that no session stands for, and asks
+    /// runtime and storage to remove what crashes left behind.
     ///
     /// # Errors
     ///
@@ -406,6 +407,9 @@ impl Engine {
     pub async fn gc(&self) -> Result<GcReport> {
         let mut report = self.recover().await?;
         let adapters = self.adapters();
+        if let Err(error) = self.remove_strays(&mut report).await {
+            report.problems.push(format!("runtime: {}", error.report()));
+        }
         for (what, reaped) in [
             ("runtime", adapters.runtime.reap().await),
             ("storage", adapters.storage.reap().await),
@@ -416,6 +420,21 @@ impl Engine {
             }
         }
         Ok(report)
+    }
+
+    /// Removes containers without an ownership record, such as one that an engine went on to create after we had given
+    /// up. The record is there before the container and goes after it, so nobody can be about to use such a container.
+    async fn remove_strays(&self, report: &mut GcReport) -> Result<()> {
+        let runtime = &self.adapters().runtime;
+        let labels = [(LABEL_STATE.to_owned(), self.state().label.clone())].into();
+        for container in runtime.list(&labels).await? {
+            let dir = self.state().session(&container.handle.session_id);
+            if blocking(move || dir.record()).await?.is_none() {
+                runtime.destroy(&container.handle.id).await?;
+                report.removed.push(format!("container {}", container.handle.id));
+            }
+        }
+        Ok(())
     }
 
     /// Destroys every container of a session, and says which there were.

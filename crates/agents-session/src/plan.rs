@@ -70,6 +70,15 @@ pub(crate) fn redactor(agent: &Agent, policy: &Policy) -> Redactor {
     )
 }
 
+/// The policy with the agent's own image and environment in it, so that the validator decides what is really used.
+pub(crate) fn whole(agent: &Agent, policy: Policy) -> Result<Policy> {
+    let image = image(agent, &policy);
+    let mut spec = policy.into_spec();
+    spec.base_image = image;
+    spec.env_vars.extend(agent.env.iter().cloned());
+    Ok(Policy::new(spec)?)
+}
+
 /// What is refused before anybody else is asked.
 pub(crate) fn check(agent: &Agent, policy: &Policy, idle: bool) -> Result<()> {
     let mut findings = policy.not_implemented();
@@ -144,9 +153,10 @@ pub(crate) fn check(agent: &Agent, policy: &Policy, idle: bool) -> Result<()> {
     ValidationResult { findings }.into_result()
 }
 
-/// The mapping. The policy is the one that the validator left.
+/// The mapping. The policy is the one that the validator left of the one that was `asked` for.
 pub(crate) fn plan(
     agent: &Agent,
+    asked: &Policy,
     policy: &Policy,
     session_id: &SessionId,
     name: &ContainerId,
@@ -227,7 +237,10 @@ pub(crate) fn plan(
         (LABEL_AGENT, agent.id.as_str()),
         (LABEL_STATE, state_label),
     ];
-    let request = ProvisionRequest::new(session_id.clone(), name.clone(), image(agent, policy))
+    // A secret that the validator took away is not delivered, although it is resolved.
+    let denied = |name: &String| asked.tmpfs_secrets.contains_key(name) && !policy.tmpfs_secrets.contains_key(name);
+    let secrets = agent.secrets.iter().filter(|secret| !denied(&secret.name)).cloned();
+    let request = ProvisionRequest::new(session_id.clone(), name.clone(), policy.base_image.clone())
         .with_pull_policy(policy.image_pull_policy)
         .with_mounts(mounts)
         .with_resources(resources)
@@ -236,7 +249,7 @@ pub(crate) fn plan(
         .with_env(environment(agent, policy, session_id)?)
         .with_working_dir(WORKSPACE)
         .with_labels(labels.map(|(key, value)| (key.to_owned(), value.to_owned())))
-        .with_secrets(agent.secrets.iter().cloned());
+        .with_secrets(secrets);
     let process = Process::new(command(agent, policy))
         .with_stdin(agent.stdin.is_some())
         .with_tty(agent.tty);
@@ -253,7 +266,7 @@ pub(crate) fn check_tty(process: &Process, capabilities: &RuntimeCapabilities) -
     }
 }
 
-/// The variables in their order: ours, those forwarded from the host, the policy's, the agent's. Later ones win, and a
+/// The variables in their order: a default, those forwarded from the host, the policy's, ours. Later ones win, and a
 /// blocked one is not passed on wherever it comes from.
 fn environment(agent: &Agent, policy: &Policy, session_id: &SessionId) -> Result<Vec<(String, String)>> {
     let mut env = vec![("HOME".to_owned(), WORKSPACE.to_owned())];
@@ -274,7 +287,6 @@ fn environment(agent: &Agent, policy: &Policy, session_id: &SessionId) -> Result
             .iter()
             .map(|(name, value)| (name.clone(), value.clone())),
     );
-    env.extend(agent.env.iter().cloned());
     env.retain(|(name, _)| !policy.blocked_env_vars.contains(name));
     env.push(("ISOLATED_AGENTS_SESSION_ID".to_owned(), session_id.to_string()));
     env.push(("ISOLATED_AGENTS_AGENT_ID".to_owned(), agent.id.to_string()));

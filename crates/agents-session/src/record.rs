@@ -411,10 +411,10 @@ impl SessionDir {
         self.write("container.json", note, false)
     }
 
-    /// Writes result and ending, durably.
+    /// Writes the result, which may go with the machine's power, and the ending, which may not.
     pub(crate) fn end(&self, ending: &Ending, result: Option<&Value>) -> Result<()> {
         if let Some(result) = result {
-            self.write("result.json", result, true)?;
+            self.write("result.json", result, false)?;
         }
         self.write("session.json", ending, true)
     }

@@ -613,6 +613,7 @@ async fn the_validator_decides() {
     }
     let narrowing = FakePolicy {
         memory_mb: Some(64),
+        drops: true,
         findings: vec![Finding::warning("LOW_MEMORY", "memory_mb", "is little")],
         ..FakePolicy::default()
     };
@@ -682,7 +683,8 @@ async fn max_output_bytes_ends_the_collection() {
 async fn a_structured_result_is_validated() {
     let schema = json!({"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]});
     let big = vec![b' '; (1 << 20) + 1];
-    let cases: Vec<(Option<&[u8]>, bool, Result<serde_json::Value, &str>)> = vec![
+    type Case<'a> = (Option<&'a [u8]>, bool, Result<serde_json::Value, &'a str>);
+    let cases: Vec<Case<'_>> = vec![
         (Some(br#"{"n": 1}"#), true, Ok(json!({"n": 1}))),
         (Some(br#"{"n": "one"}"#), true, Err("/n")),
         (Some(b"{}"), true, Err("\"n\" is a required property")),

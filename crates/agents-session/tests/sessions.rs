@@ -228,6 +228,19 @@ async fn what_a_living_owner_has_is_not_touched() {
 }
 
 #[tokio::test]
+async fn a_container_that_no_session_stands_for_is_removed() {
+    let world = World::new([Script::steps([])]);
+    let session = world.engine.open(idle()).await.unwrap();
+    let labels = world.runtime.requests.lock().unwrap()[0].labels.clone();
+    let gone = SessionId::new("gone").unwrap();
+    world.runtime.plant(&gone, "late", labels);
+    let report = world.elsewhere().gc().await.unwrap();
+    assert!(report.removed.contains(&"container late".to_owned()), "{report:?}");
+    assert_eq!(world.runtime.containers(), [session.id().to_string()]);
+    session.finish().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_session_of_another_runtime_is_left_with_a_word_about_it() {
     let world = World::new([Script::steps([])]);
     let id = orphan(&world).await;

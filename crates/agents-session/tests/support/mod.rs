@@ -589,6 +589,8 @@ pub struct FakePolicy {
     /// Narrows without saying so.
     pub silent: bool,
     pub broken: bool,
+    /// Takes away all environment and all secrets.
+    pub drops: bool,
 }
 
 #[async_trait]
@@ -620,6 +622,18 @@ impl PolicyValidator for FakePolicy {
                 });
             }
             spec.memory_mb = Some(memory);
+        }
+        if self.drops {
+            assert_eq!(spec.base_image, "host");
+            let dropped = |path: &str| PolicyChange {
+                path: path.to_owned(),
+                from: serde_json::Value::Null,
+                to: serde_json::Value::Null,
+                code: "DENIED".to_owned(),
+            };
+            changes.extend(["env_vars", "tmpfs_secrets"].map(dropped));
+            spec.env_vars.clear();
+            spec.tmpfs_secrets.clear();
         }
         Ok(Enforced {
             policy: Policy::new(spec)?,
