@@ -40,8 +40,8 @@ pub(crate) struct Common {
     /// No colour, even on a terminal
     #[arg(long, global = true)]
     pub(crate) no_color: bool,
-    /// Owns a detached session; `--detach` starts it so.
-    #[arg(long, hide = true)]
+    /// This process owns a detached session.
+    #[arg(skip)]
     pub(crate) supervise: bool,
 }
 
@@ -124,19 +124,19 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) output: Option<PathBuf>,
     /// Memory: 512 (MiB), 2g, or unlimited
-    #[arg(short, long, value_name = "MIB", value_parser = parse_mebibytes)]
+    #[arg(short, long, value_name = "MIB", value_parser = parse_mebibytes, allow_negative_numbers = true)]
     pub(crate) memory: Option<Limit<u64>>,
     /// CPU time in cores, or unlimited
     #[arg(long, visible_alias = "cpu", value_name = "N", value_parser = parse_cores, allow_negative_numbers = true)]
     pub(crate) cpus: Option<Limit<f64>>,
     /// Processes and threads, or unlimited
-    #[arg(long, visible_alias = "pids-limit", value_name = "N", value_parser = parse_count)]
+    #[arg(long, visible_alias = "pids-limit", value_name = "N", value_parser = parse_count, allow_negative_numbers = true)]
     pub(crate) pids: Option<Limit<u64>>,
     /// Writable space: 512 (MiB), 2g, or unlimited
-    #[arg(long, value_name = "MIB", value_parser = parse_mebibytes)]
+    #[arg(long, value_name = "MIB", value_parser = parse_mebibytes, allow_negative_numbers = true)]
     pub(crate) disk: Option<Limit<u64>>,
     /// End it after this time: 30 (seconds), 30s, 5m, 1h, or unlimited
-    #[arg(long, value_name = "TIME", value_parser = parse_seconds)]
+    #[arg(long, value_name = "TIME", value_parser = parse_seconds, allow_negative_numbers = true)]
     pub(crate) timeout: Option<Limit<f64>>,
     /// Set a variable, K=V, or forward one, K
     #[arg(short, long = "env", value_name = "K[=V]")]
@@ -241,7 +241,7 @@ pub(crate) struct ExecArgs {
     #[arg(short, long, value_name = "DIR")]
     pub(crate) workdir: Option<String>,
     /// End it after this time: 30 (seconds), 30s, 5m, 1h
-    #[arg(long, value_name = "TIME", value_parser = parse_seconds)]
+    #[arg(long, value_name = "TIME", value_parser = parse_seconds, allow_negative_numbers = true)]
     pub(crate) timeout: Option<Limit<f64>>,
     /// The command and its arguments, passed as they are
     #[arg(last = true, required = true, value_name = "COMMAND")]

@@ -16,6 +16,8 @@ use crate::{
     output, run,
 };
 
+/// The first argument of the process that owns a detached session; the arguments of the whole follow.
+pub(crate) const SUPERVISE: &str = "--supervise";
 /// What the owner says once the session's ownership record is on disk; the id follows.
 const BEGUN: &str = "begun ";
 
@@ -24,7 +26,7 @@ pub(crate) async fn start(context: &Context) -> Outcome {
     let cannot = |error| Error::io("cannot start a process for the detached session", error);
     let program = std::env::current_exe().map_err(cannot)?;
     let mut child = Command::new(program)
-        .arg("--supervise")
+        .arg(SUPERVISE)
         .args(std::env::args_os().skip(1))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -1,5 +1,7 @@
 //! How a command ends, and how a failure is told.
 
+use std::ffi::OsString;
+
 use agents_sdk::core::{Error, ErrorKind, Exit, PolicyErrors, StartFailure};
 use agents_sdk::session::{AgentResult, RunStatus};
 use clap::error::ErrorKind as Usage;
@@ -122,7 +124,7 @@ pub(crate) fn ending_code(ending: &Exit) -> u8 {
 }
 
 /// Tells what is wrong with the command line, on one line; help and version are no errors.
-pub(crate) fn report_usage(error: &clap::Error) -> u8 {
+pub(crate) fn report_usage(error: &clap::Error, arguments: &[OsString]) -> u8 {
     if matches!(error.kind(), Usage::DisplayHelp | Usage::DisplayVersion) {
         let _ = error.print();
         return 0;
@@ -131,11 +133,11 @@ pub(crate) fn report_usage(error: &clap::Error) -> u8 {
         let _ = error.print();
         return CODE_USAGE;
     }
-    let arguments: Vec<_> = std::env::args_os().take_while(|argument| argument != "--").collect();
-    let is_run = arguments.get(1).is_some_and(|command| command == "run");
+    let flags = || arguments.iter().take_while(|argument| *argument != "--");
+    let is_run = flags().any(|argument| argument == "run");
     let text = one_line(&error.to_string(), is_run);
     output::error(&text);
-    if arguments.iter().any(|argument| argument == "--json") {
+    if flags().any(|argument| argument == "--json") {
         let object = match is_run {
             true => refusal(&text, ErrorKind::ConfigInvalid),
             false => json!({"error": text, "error_kind": ErrorKind::ConfigInvalid}),

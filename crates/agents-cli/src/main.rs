@@ -36,10 +36,16 @@ fn main() {
 }
 
 fn start() -> u8 {
-    let cli = match Cli::try_parse() {
+    let mut arguments: Vec<_> = std::env::args_os().collect();
+    let supervise = arguments.get(1).is_some_and(|first| first == detach::SUPERVISE);
+    if supervise {
+        arguments.remove(1);
+    }
+    let mut cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
-        Err(error) => return failure::report_usage(&error),
+        Err(error) => return failure::report_usage(&error, &arguments),
     };
+    cli.common.supervise = supervise;
     if cli.common.no_color {
         anstream::ColorChoice::Never.write_global();
     }

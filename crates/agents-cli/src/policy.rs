@@ -52,16 +52,14 @@ pub(crate) async fn check(context: &Context, args: &PolicyCheckArgs) -> Outcome 
     Ok(if denied { CODE_FAILED } else { 0 })
 }
 
-async fn judge(context: &Context, policy: Policy) -> Result<(Vec<Finding>, Option<Enforced>), agents_sdk::core::Error> {
+/// As a run does it: what has no effect yet is refused, then the validator narrows, then it judges the rest.
+async fn judge(context: &Context, policy: Policy) -> agents_sdk::core::Result<(Vec<Finding>, Option<Enforced>)> {
     let engine = context.engine(&Adapters::default()).await?;
     let validator = &engine.adapters().policy;
     let about = EnforcementContext::new().with_runtime(engine.adapters().runtime.info().adapter_type);
     let mut findings = policy.not_implemented();
-    findings.extend(validator.validate(&policy, &about).await?.findings);
-    if findings.iter().any(Finding::denies) {
-        return Ok((findings, None));
-    }
     let enforced = validator.enforce(policy.clone(), &about).await?;
     enforced.check(&policy)?;
+    findings.extend(validator.validate(&enforced.policy, &about).await?.findings);
     Ok((findings, Some(enforced)))
 }
