@@ -178,7 +178,7 @@ fn check_shape(request: &ProvisionRequest) -> Result<()> {
 }
 
 /// Whether a path is absolute, without `.`, `..`, empty components, NUL and control characters.
-pub(crate) fn is_clean_absolute(path: &str) -> bool {
+pub fn is_clean_absolute(path: &str) -> bool {
     path == "/"
         || path.strip_prefix('/').is_some_and(|rest| {
             rest.split('/').all(|component| !matches!(component, "" | "." | ".."))

@@ -28,7 +28,7 @@ use crate::{
     host::Host,
     is_initialised, plan,
     spec::{ContainerSpec, Identity, Reply, Request},
-    state, streams,
+    state, streams, wire,
 };
 
 /// The embedded runtime.
@@ -171,11 +171,15 @@ impl NativeRuntime {
                 return Err(error);
             }
         };
-        // From here on the helper cleans up, also when this future is dropped: that closes the link.
+        // Sent before anything is awaited: from here on the helper cleans up, also when this future is dropped, which closes
+        // the link. The helper reads at once, so that this does not wait.
+        if let Err(error) = wire::send(&link, &spec, &[]) {
+            let _ = state::remove(&identity);
+            return Err(lost(error));
+        }
+        drop(spec);
         let kept = link.try_clone().map_err(lost)?;
         let mut connection = Connection::new(link).map_err(lost)?;
-        connection.sender().send(&spec, &[]).await.map_err(lost)?;
-        drop(spec);
         match connection.receive().await {
             Ok(Some((Reply::Created(effective), _))) => {
                 let owned = Owned {
@@ -434,11 +438,11 @@ fn unreadable(store: &Path, error: io::Error) -> Error {
 }
 
 fn absolute(path: &str) -> Result<String> {
-    if path.starts_with('/') && !path.contains('\0') {
+    if agents_core::guard::is_clean_absolute(path) {
         Ok(path.to_owned())
     } else {
         Err(Error::invalid(format!(
-            "{path:?} is not an absolute path in the container"
+            "{path:?} is not an absolute path in the container without '.', '..' and empty parts"
         )))
     }
 }

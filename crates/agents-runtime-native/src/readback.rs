@@ -1,6 +1,10 @@
 //! What is in force, read from the kernel: by the container's first process, and from the host.
 
-use std::{collections::BTreeSet, fs, os::unix::ffi::OsStringExt, path::Path};
+use std::{
+    fs,
+    os::{fd::OwnedFd, unix::ffi::OsStringExt},
+    path::Path,
+};
 
 use agents_core::{EffectiveMount, EffectiveState};
 use rustix::{
@@ -55,7 +59,12 @@ pub(crate) fn disk_used(path: &Path) -> Option<(u64, u64)> {
 }
 
 /// Adds what only the host can tell, and lets the stricter reading of neither side hide the laxer one of the other.
-pub(crate) fn outside(mut state: EffectiveState, spec: &ContainerSpec, pid: Pid) -> EffectiveState {
+pub(crate) fn outside(
+    mut state: EffectiveState,
+    spec: &ContainerSpec,
+    pid: Pid,
+    private_namespaces: Option<Vec<String>>,
+) -> EffectiveState {
     let seen = status(&format!("/proc/{}/status", pid.as_raw_nonzero()));
     state.capabilities = match (state.capabilities.take(), seen.capabilities) {
         (Some(mut inside), Some(outside)) => {
@@ -68,7 +77,7 @@ pub(crate) fn outside(mut state: EffectiveState, spec: &ContainerSpec, pid: Pid)
     };
     state.no_new_privileges = both(state.no_new_privileges, seen.no_new_privileges);
     state.seccomp_filter = both(state.seccomp_filter, seen.seccomp_filter);
-    state.private_namespaces = private_namespaces(pid);
+    state.private_namespaces = private_namespaces;
     if let Some(group) = &spec.identity.group {
         let limits = group.limits();
         state.memory_bytes = limits.memory_bytes;
@@ -162,22 +171,18 @@ fn unescape(text: &str) -> String {
     std::ffi::OsString::from_vec(bytes).to_string_lossy().into_owned()
 }
 
-/// The kinds of namespaces that the process does not share with us.
-fn private_namespaces(pid: Pid) -> Option<Vec<String>> {
-    let kinds = ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"];
-    let link = |pid: &str, kind: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok();
-    let pid = pid.as_raw_nonzero().to_string();
-    let mut private = BTreeSet::new();
-    for kind in kinds {
-        match (link(&pid, kind), link("self", kind)) {
-            (Some(theirs), Some(ours)) if theirs != ours => {
-                private.insert(kind.to_owned());
-            }
-            (Some(_), Some(_)) => {}
-            _ => return None,
+/// The kinds of namespaces that are not our own: each is a file of its own on the kernel's namespace file system.
+pub(crate) fn private_namespaces(namespaces: &[(&str, &OwnedFd)]) -> Option<Vec<String>> {
+    let mut private = Vec::new();
+    for (kind, namespace) in namespaces {
+        let theirs = rustix::fs::fstat(namespace).ok()?;
+        let ours = rustix::fs::stat(format!("/proc/self/ns/{kind}")).ok()?;
+        if (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino) {
+            private.push((*kind).to_owned());
         }
     }
-    Some(private.into_iter().collect())
+    private.sort();
+    Some(private)
 }
 
 #[cfg(test)]

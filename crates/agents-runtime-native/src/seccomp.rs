@@ -360,7 +360,7 @@ pub(crate) fn default_filters() -> Result<Filters> {
     let not = |value| SeccompCondition::new(1, Width::Dword, Op::Ne, value).map_err(broken);
     allow(
         "ioctl",
-        vec![vec![not(libc::TIOCSTI as u64)?, not(libc::TIOCLINUX as u64)?]],
+        vec![vec![not(libc::TIOCSTI as _)?, not(libc::TIOCLINUX as _)?]],
     )?;
     // The execution domains that Docker allows too: Linux, with a 32-bit name, a query, and without address randomisation.
     let domains = [0u64, 0x0008, 0x2_0000, 0x2_0008, 0xFFFF_FFFF];
@@ -470,62 +470,74 @@ impl Conditions {
 ///
 /// # Errors
 ///
-/// `ConfigInvalid` for what is not a profile, or names an unknown call; `Unsupported` for an action that a refusing
-/// filter cannot express.
+/// `ConfigInvalid` for what is not a profile, or has an unknown action or operator.
 pub(crate) fn profile_filters(text: &str, capabilities: &[String]) -> Result<Filters> {
     let profile: Profile = serde_json::from_str(text)
         .map_err(|error| Error::invalid(format!("seccomp_profile: this is not a seccomp profile: {error}")))?;
     let otherwise = action(&profile.default_action, profile.default_errno_ret)?;
-    if matches!(
-        otherwise,
-        SeccompAction::Allow | SeccompAction::Log | SeccompAction::Trace(_)
-    ) {
-        return Err(Error::unsupported(
-            "seccomp_profile: a profile whose defaultAction does not refuse is weaker than the built-in filter; \
-             use SCMP_ACT_ERRNO and list what is allowed",
-        ));
-    }
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+    // One filter an action: the kernel runs all of them, and the strictest answer counts, seccomp(2).
+    let mut groups: Vec<(SeccompAction, BTreeMap<i64, Vec<SeccompRule>>)> = Vec::new();
     for rule in &profile.syscalls {
         let applies =
             rule.includes.hold(capabilities) && (rule.excludes.is_empty() || !rule.excludes.hold(capabilities));
-        if !applies {
+        let answer = action(&rule.action, rule.errno_ret)?;
+        // What is refused by default needs no further refusal, and what is allowed by default no further permission.
+        if !applies || refuses(&answer) == refuses(&otherwise) {
             continue;
         }
-        let result = action(&rule.action, rule.errno_ret)?;
-        if result != SeccompAction::Allow {
-            // A refusal of what is not allowed anyway adds nothing but another error number.
-            if matches!(
-                result,
-                SeccompAction::Errno(_) | SeccompAction::KillProcess | SeccompAction::KillThread
-            ) {
-                continue;
-            }
-            return Err(Error::unsupported(format!(
-                "seccomp_profile: the action {} is not supported in a rule; use SCMP_ACT_ALLOW",
-                rule.action
-            )));
-        }
-        for name in &rule.names {
-            let Ok(number) = Sysno::from_str(name) else {
-                // Profiles name the calls of every architecture and of newer kernels; what is unknown stays refused.
-                tracing::debug!(name, "the seccomp profile allows a call that is unknown here");
-                continue;
-            };
-            let number = i64::from(number.id());
-            let conditions: Result<Vec<_>> = rule.args.iter().map(condition).collect();
-            let conditions = conditions?;
-            // No alternatives at all means "with any arguments", which later conditions do not narrow again.
-            match rules.get_mut(&number) {
-                Some(alternatives) if alternatives.is_empty() => {}
-                Some(alternatives) if conditions.is_empty() => alternatives.clear(),
-                Some(alternatives) => alternatives.push(SeccompRule::new(conditions).map_err(broken)?),
-                None if conditions.is_empty() => drop(rules.insert(number, Vec::new())),
-                None => drop(rules.insert(number, vec![SeccompRule::new(conditions).map_err(broken)?])),
-            }
+        let at = groups
+            .iter()
+            .position(|(known, _)| *known == answer)
+            .unwrap_or_else(|| {
+                groups.push((answer, BTreeMap::new()));
+                groups.len() - 1
+            });
+        add(rule, &mut groups[at].1)?;
+    }
+    if groups.is_empty() {
+        groups.push((
+            if refuses(&otherwise) {
+                SeccompAction::Allow
+            } else {
+                errno_eperm()
+            },
+            BTreeMap::new(),
+        ));
+    }
+    groups
+        .into_iter()
+        .map(|(answer, rules)| compile(rules, otherwise.clone(), answer))
+        .collect()
+}
+
+fn errno_eperm() -> SeccompAction {
+    SeccompAction::Errno(errno(libc::EPERM))
+}
+
+fn refuses(action: &SeccompAction) -> bool {
+    !matches!(action, SeccompAction::Allow | SeccompAction::Log)
+}
+
+fn add(rule: &ProfileRule, rules: &mut BTreeMap<i64, Vec<SeccompRule>>) -> Result<()> {
+    for name in &rule.names {
+        let Ok(number) = Sysno::from_str(name) else {
+            // Profiles name the calls of every architecture and of newer kernels; what is unknown has the default answer.
+            tracing::debug!(name, "the seccomp profile names a call that is unknown here");
+            continue;
+        };
+        let number = i64::from(number.id());
+        let conditions: Result<Vec<_>> = rule.args.iter().map(condition).collect();
+        let conditions = conditions?;
+        // No alternatives at all means "with any arguments", which later conditions do not narrow again.
+        match rules.get_mut(&number) {
+            Some(alternatives) if alternatives.is_empty() => {}
+            Some(alternatives) if conditions.is_empty() => alternatives.clear(),
+            Some(alternatives) => alternatives.push(SeccompRule::new(conditions).map_err(broken)?),
+            None if conditions.is_empty() => drop(rules.insert(number, Vec::new())),
+            None => drop(rules.insert(number, vec![SeccompRule::new(conditions).map_err(broken)?])),
         }
     }
-    Ok(vec![compile(rules, otherwise, SeccompAction::Allow)?])
+    Ok(())
 }
 
 fn condition(argument: &ProfileArgument) -> Result<SeccompCondition> {
@@ -617,9 +629,9 @@ mod tests {
         for bad in [
             "{}",
             "[]",
-            r#"{"defaultAction": "SCMP_ACT_ALLOW"}"#,
             r#"{"defaultAction": "ALLOW"}"#,
             r#"{"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{"names": ["read"], "action": "SCMP_ACT_NOTIFY"}]}"#,
+            r#"{"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{"names": ["read"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 9, "value": 0, "op": "SCMP_CMP_EQ"}]}]}"#,
         ] {
             assert!(profile_filters(bad, &[]).is_err(), "{bad}");
         }

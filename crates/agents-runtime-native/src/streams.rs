@@ -135,14 +135,22 @@ impl Output {
         Ok(if buffer.is_empty() { None } else { Some(buffer.freeze()) })
     }
 
-    /// What is there now.
-    fn drain(&mut self) -> Option<Bytes> {
-        let Self::Pipe(pipe) = self else { return None };
-        let mut buffer = BytesMut::with_capacity(CHUNK);
-        match pipe.try_read_buf(&mut buffer) {
-            Ok(read) if read > 0 => Some(buffer.freeze()),
-            _ => None,
+    /// What is there now, asked of the kernel, since tokio answers from what it was told last.
+    fn drain(&self) -> Option<Bytes> {
+        let fd = match self {
+            Self::Pipe(pipe) => pipe.as_fd(),
+            Self::Terminal(terminal) => terminal.get_ref().as_fd(),
+        };
+        let mut all = Vec::new();
+        let mut chunk = [0; 4096];
+        // Neither holds more than this; who goes on writing in the background is not waited for.
+        while all.len() < CHUNK {
+            match rustix::io::read(fd, &mut chunk) {
+                Ok(read) if read > 0 => all.extend_from_slice(&chunk[..read]),
+                _ => break,
+            }
         }
+        if all.is_empty() { None } else { Some(all.into()) }
     }
 }
 
@@ -209,8 +217,8 @@ impl State {
     /// Takes what a process that has ended had written, without waiting for those that it left behind: a pipe holds no
     /// more than one read takes.
     fn drain(&mut self) {
-        let stdout = self.stdout.take().and_then(|mut output| output.drain());
-        let stderr = self.stderr.take().and_then(|mut output| output.drain());
+        let stdout = self.stdout.take().and_then(|output| output.drain());
+        let stderr = self.stderr.take().and_then(|output| output.drain());
         self.ready.extend(stdout.map(ExecEvent::Stdout));
         self.ready.extend(stderr.map(ExecEvent::Stderr));
     }

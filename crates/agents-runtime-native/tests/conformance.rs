@@ -1,1 +1,14 @@
-fn main() {}
+//! The conformance suite, the probe from inside and this runtime's own cases, as the user who runs them.
+
+mod support;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    agents_runtime_native::init();
+    support::run(if rustix::process::geteuid().is_root() {
+        "root"
+    } else {
+        "user"
+    })
+}

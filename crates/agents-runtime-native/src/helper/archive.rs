@@ -98,10 +98,11 @@ fn inside(
 }
 
 fn write_archive(path: &str, target: OwnedFd) -> Result<(), Failure> {
-    let mut archive = tar::Builder::new(BufWriter::with_capacity(128 << 10, File::from(target)));
     let top = Path::new(path);
     let name = PathBuf::from(top.file_name().unwrap_or(std::ffi::OsStr::new(".")));
     let stat = rustix::fs::stat(top).context(format_args!("cannot read {path}"))?;
+    // After the first thing that can fail, since a builder ends its archive when it is dropped.
+    let mut archive = tar::Builder::new(BufWriter::with_capacity(128 << 10, File::from(target)));
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let walked = match FileType::from_raw_mode(stat.st_mode) {
         FileType::Directory => openat(rustix::fs::CWD, top, flags | OFlags::DIRECTORY, Mode::empty())

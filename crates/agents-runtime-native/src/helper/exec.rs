@@ -17,7 +17,7 @@ use rustix::{
 use super::{
     Container, Namespaces,
     init::{self, Answer, Order, Role},
-    process::Launch,
+    process::{Ended, Launch, Left},
     server::{exit_of, killed, order_start, refused, timespec},
 };
 use crate::{
@@ -120,7 +120,7 @@ fn supervise(
     let _ = waitpid(Some(supervisor), WaitOptions::empty());
     Ok(match (ended, reason) {
         (_, Some(reason)) => killed(reason),
-        (Some((ended, disk)), None) => exit_of(Some(ended), before, usage(), disk),
+        (Some((ended, left)), None) => exit_of(Some(ended), before, usage(), left),
         (None, None) => lost(container, before, usage()),
     })
 }
@@ -141,7 +141,7 @@ fn lost(container: &Container, before: Usage, after: Usage) -> Exit {
     }
 }
 
-type Ending = (super::process::Ended, Option<(u64, u64)>);
+type Ending = (Ended, Left);
 
 /// Waits for the end, and passes on what the client says.
 fn watch(
@@ -190,7 +190,7 @@ fn watch(
         }
         if ready[0] {
             match wire::receive::<Answer>(supervisor) {
-                Ok(Some((Answer::Ended(ended, disk), _))) => return (Some((ended, disk)), reason),
+                Ok(Some((Answer::Ended(ended, left), _))) => return (Some((ended, left)), reason),
                 Ok(Some(_)) => {}
                 Ok(None) | Err(_) => return (None, reason),
             }

@@ -25,8 +25,9 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    process::{Ended, Launch, Streams, launch, open_terminal, reap},
+    process::{Ended, Launch, Left, Streams, launch, open_terminal, reap},
     rootfs::{self, Mounts},
+    walk,
 };
 use crate::{
     readback,
@@ -67,20 +68,20 @@ pub(crate) enum Role {
 /// What the first process answers.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Answer {
+    /// Comes with the cgroup namespace, which nobody can open from outside any more.
     Ready(Box<EffectiveState>),
     Failed(Failure),
     /// Comes with our side of the terminal when there is one.
     Launched(Launch),
-    /// Comes with the bytes of writable space that are used and free.
-    Ended(Ended, Option<(u64, u64)>),
+    Ended(Ended, Left),
     Disk(Option<(u64, u64)>),
 }
 
 /// The first process from its birth to its end.
 pub(crate) fn run(spec: &ContainerSpec, filters: &Filters, socket: &UnixStream) -> ! {
     match become_container(spec, filters, socket) {
-        Ok(state) => {
-            if wire::send(socket, &Answer::Ready(Box::new(state)), &[]).is_ok() {
+        Ok((state, cgroup)) => {
+            if wire::send(socket, &Answer::Ready(Box::new(state)), &[cgroup.as_fd()]).is_ok() {
                 serve(spec, spec.process.as_ref(), socket, Role::First);
             }
         }
@@ -91,7 +92,11 @@ pub(crate) fn run(spec: &ContainerSpec, filters: &Filters, socket: &UnixStream) 
     exit_now(1)
 }
 
-fn become_container(spec: &ContainerSpec, filters: &Filters, socket: &UnixStream) -> Result<EffectiveState, Failure> {
+fn become_container(
+    spec: &ContainerSpec,
+    filters: &Filters,
+    socket: &UnixStream,
+) -> Result<(EffectiveState, OwnedFd), Failure> {
     let order = wire::receive::<Order>(socket).context("the helper is gone")?;
     let Some((Order::Build { layers, scratch, binds }, fds)) = order else {
         exit_now(1)
@@ -109,12 +114,15 @@ fn become_container(spec: &ContainerSpec, filters: &Filters, socket: &UnixStream
     }
     // Programs see their own groups as the root of the hierarchy, not where they lie on the host.
     unshare_cgroups().context("cannot make a cgroup namespace")?;
+    let cgroup = fs::File::open("/proc/self/ns/cgroup")
+        .context("cannot open the cgroup namespace")?
+        .into();
     rustix::system::sethostname(rootfs::hostname(spec).as_bytes()).context("cannot set the host name")?;
     loopback_up().context("cannot bring the loopback interface up")?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     rootfs::build(spec, mounts)?;
     restrict(spec, filters)?;
-    Ok(readback::inside(spec))
+    Ok((readback::inside(spec), cgroup))
 }
 
 /// Gives up every privilege that the agent must not have. What is set here is inherited by all that follows.
@@ -202,10 +210,14 @@ pub(crate) fn serve(spec: &ContainerSpec, process: Option<&ProcessSpec>, socket:
         if ended {
             drain(&signals);
             if let Some(ending) = reap(agent) {
+                let left = Left {
+                    disk: disk(spec),
+                    no_processes: processes_are_used_up(spec),
+                };
                 if role == Role::First {
                     kill_all_others();
                 }
-                let _ = wire::send(socket, &Answer::Ended(ending, disk(spec)), &[]);
+                let _ = wire::send(socket, &Answer::Ended(ending, left), &[]);
                 exit_now(0);
             }
         }
@@ -230,7 +242,11 @@ pub(crate) fn serve(spec: &ContainerSpec, process: Option<&ProcessSpec>, socket:
                 Ok(Some((Order::Build { .. }, _))) => {}
                 Ok(Some((Order::Kill, _))) => {
                     kill_tree();
-                    let _ = wire::send(socket, &Answer::Ended(Ended::Signal(libc::SIGKILL), None), &[]);
+                    let _ = wire::send(
+                        socket,
+                        &Answer::Ended(Ended::Signal(libc::SIGKILL), Left::default()),
+                        &[],
+                    );
                     exit_now(0);
                 }
                 // The helper is gone: so is everything here.
@@ -249,6 +265,15 @@ pub(crate) fn serve(spec: &ContainerSpec, process: Option<&ProcessSpec>, socket:
 fn disk(spec: &ContainerSpec) -> Option<(u64, u64)> {
     let scratch = spec.mounts.iter().find(|mount| mount.source == Source::Scratch)?;
     readback::disk_used(Path::new(&scratch.destination))
+}
+
+/// Whether the limit on processes is reached that `RLIMIT_NPROC` sets where there are no cgroups. The one that has just
+/// ended counted too.
+fn processes_are_used_up(spec: &ContainerSpec) -> bool {
+    match spec.limits.pids {
+        Some(most) if spec.identity.group.is_none() => walk::threads() + 1 >= most,
+        _ => false,
+    }
 }
 
 /// Kills every descendant. What a killed process leaves behind becomes our own child, since we are its subreaper, so that

@@ -10,6 +10,7 @@ mod prepare;
 mod process;
 mod rootfs;
 mod server;
+mod walk;
 
 use std::{
     fs,
@@ -34,6 +35,8 @@ use crate::{
 
 /// Runs the helper over a connection to the runtime, which is its standard input. Never returns.
 pub(crate) fn main() -> ! {
+    // A forked process that unwinds would run destructors that are its parent's.
+    std::panic::set_hook(Box::new(|_| exit_now(101)));
     let code = match owner() {
         Ok(owner) => match wire::receive::<ContainerSpec>(&owner) {
             Ok(Some((spec, _))) => serve(spec, &owner),
@@ -62,6 +65,17 @@ struct Container {
     pid: Pid,
     socket: UnixStream,
     namespaces: Namespaces,
+    /// The writable space, when it is a file system on disk.
+    scratch: Option<OwnedFd>,
+}
+
+impl Drop for Container {
+    /// Nobody needs what is in the writable space any more, so that it is not written to disk first, which may take long.
+    fn drop(&mut self) {
+        if let Some(scratch) = &self.scratch {
+            let _ = sys::discard_file_system(scratch.as_fd());
+        }
+    }
 }
 
 /// The namespaces of a container, which also keep its mounts when its processes have ended.
@@ -89,6 +103,20 @@ impl Namespaces {
             uts: open("uts")?,
             cgroup: None,
         })
+    }
+
+    /// Each with its kind, as in `/proc/PID/ns`.
+    fn all(&self) -> Vec<(&'static str, &OwnedFd)> {
+        let mut all = vec![
+            ("user", &self.user),
+            ("mnt", &self.mnt),
+            ("pid", &self.pid),
+            ("net", &self.net),
+            ("ipc", &self.ipc),
+            ("uts", &self.uts),
+        ];
+        all.extend(self.cgroup.as_ref().map(|cgroup| ("cgroup", cgroup)));
+        all
     }
 }
 
@@ -146,13 +174,14 @@ fn create(spec: ContainerSpec) -> Result<(Container, EffectiveState), Failure> {
     drop(theirs);
     let started = start_first(&spec, pid, &ours);
     match started {
-        Ok((namespaces, effective)) => Ok((
+        Ok((namespaces, scratch, effective)) => Ok((
             Container {
                 spec,
                 filters,
                 pid,
                 socket: ours,
                 namespaces,
+                scratch,
             },
             effective,
         )),
@@ -163,7 +192,11 @@ fn create(spec: ContainerSpec) -> Result<(Container, EffectiveState), Failure> {
     }
 }
 
-fn start_first(spec: &ContainerSpec, pid: Pid, socket: &UnixStream) -> Result<(Namespaces, EffectiveState), Failure> {
+fn start_first(
+    spec: &ContainerSpec,
+    pid: Pid,
+    socket: &UnixStream,
+) -> Result<(Namespaces, Option<OwnedFd>, EffectiveState), Failure> {
     init::write_id_maps(pid, spec)?;
     let mut namespaces = Namespaces::open(pid)?;
     if let Some(group) = &spec.identity.group {
@@ -193,11 +226,17 @@ fn start_first(spec: &ContainerSpec, pid: Pid, socket: &UnixStream) -> Result<(N
         return Err(Failure::new(ErrorKind::Unsupported, message));
     }
     wire::send(socket, &order, &fds).context("cannot reach the container")?;
+    // Opened for itself, since the mount is a path only.
+    let scratch = mounts.scratch.as_ref().and_then(|scratch| {
+        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+        rustix::fs::openat(scratch, ".", flags, rustix::fs::Mode::empty()).ok()
+    });
     drop(mounts);
     match wire::receive::<Answer>(socket).context("cannot hear from the container")? {
-        Some((Answer::Ready(inside), _)) => {
-            namespaces.cgroup = prepare::open_namespace(pid, "cgroup").ok();
-            Ok((namespaces, readback::outside(*inside, spec, pid)))
+        Some((Answer::Ready(inside), fds)) => {
+            namespaces.cgroup = fds.into_iter().next();
+            let private = readback::private_namespaces(&namespaces.all());
+            Ok((namespaces, scratch, readback::outside(*inside, spec, pid, private)))
         }
         Some((Answer::Failed(failure), _)) => Err(failure),
         _ => Err(Failure::new(

@@ -167,6 +167,8 @@ fn template(folder: &Path, size: u64) -> Option<PathBuf> {
             .args([
                 "-q",
                 "-F",
+                "-b",
+                "4096",
                 "-m",
                 "0",
                 "-O",

@@ -229,6 +229,15 @@ impl Ended {
     }
 }
 
+/// What a container had left when a process of it ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Left {
+    /// The bytes of writable space that are used and free.
+    pub(crate) disk: Option<(u64, u64)>,
+    /// Whether there were as many processes as are allowed, where no cgroup counts refusals.
+    pub(crate) no_processes: bool,
+}
+
 /// Takes every ended child off, and returns the ending of one of them if it is among them.
 pub(crate) fn reap(wanted: Option<Pid>) -> Option<Ended> {
     let mut found = None;

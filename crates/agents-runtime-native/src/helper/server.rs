@@ -17,7 +17,8 @@ use rustix::{
 use super::{
     Container, archive, end, exec,
     init::{Answer, Order},
-    process::{Ended, Launch},
+    process::{Ended, Launch, Left},
+    walk,
 };
 use crate::{
     cgroup::Usage,
@@ -52,7 +53,7 @@ struct Server<'a> {
     stage: Stage,
     /// Processes that serve one request each.
     workers: Vec<Pid>,
-    disk: Option<(u64, u64)>,
+    left: Left,
     since: Instant,
 }
 
@@ -62,7 +63,7 @@ pub(super) fn serve(container: Container, owner: &UnixStream, listener: &UnixLis
         container: &container,
         stage: Stage::Created,
         workers: Vec::new(),
-        disk: None,
+        left: Left::default(),
         since: Instant::now(),
     };
     let destroyed = server.run(owner, listener);
@@ -148,33 +149,36 @@ impl Server<'_> {
 
     /// What the first process says; its silence is its end.
     fn hear(&mut self) {
-        let ended = match wire::receive::<Answer>(&self.container.socket) {
-            Ok(Some((Answer::Ended(ended, disk), _))) => {
-                self.disk = disk.or(self.disk);
-                Some(ended)
-            }
-            Ok(Some(_)) => return,
-            Ok(None) | Err(_) => None,
-        };
+        match wire::receive::<Answer>(&self.container.socket) {
+            Ok(Some((Answer::Ended(ended, left), _))) => self.ended(Some(ended), left),
+            Ok(Some((Answer::Disk(disk), _))) => self.left.disk = disk,
+            Ok(Some(_)) => {}
+            Ok(None) | Err(_) => self.ended(None, self.left),
+        }
+    }
+
+    fn ended(&mut self, ended: Option<Ended>, left: Left) {
+        self.left = left;
         // Returns when the kernel has ended every process of the pid namespace.
         end(self.container.pid);
         if let Stage::Running(run) = std::mem::replace(&mut self.stage, Stage::Ended) {
             let exit = match run.killed {
                 Some(reason) => killed(reason),
-                None => exit_of(ended, Usage::default(), self.usage(), self.disk),
+                None => exit_of(ended, Usage::default(), self.usage(), left),
             };
             let _ = wire::send(&run.client, &Reply::Exited(exit), &[]);
         }
     }
 
     fn usage(&self) -> Usage {
-        self.container
-            .spec
-            .identity
-            .group
-            .as_ref()
-            .map(crate::cgroup::Group::usage)
-            .unwrap_or_default()
+        if let Some(group) = &self.container.spec.identity.group {
+            return group.usage();
+        }
+        let mut roots = self.workers.clone();
+        if !matches!(self.stage, Stage::Ended) {
+            roots.push(self.container.pid);
+        }
+        walk::usage(&roots)
     }
 
     /// Answers one request; returns the connection when it asks for the end.
@@ -187,8 +191,9 @@ impl Server<'_> {
         let _ = client.set_read_timeout(None);
         let refusal = match request {
             Request::Start { deadline_ms } => self.start(&client, deadline_ms, fds),
-            Request::Exec { process, deadline_ms } => self
-                .when_alive(|server| server.work(|container| exec::run(container, &client, process, deadline_ms, fds))),
+            Request::Exec { process, deadline_ms } => self.when_running(|server| {
+                server.work(|container| exec::run(container, &client, process, deadline_ms, fds))
+            }),
             Request::CopyFrom { path, quiesce } => {
                 let quiesce = quiesce && !matches!(self.stage, Stage::Ended);
                 self.work(|container| archive::copy_from(container, &client, &path, quiesce, fds))
@@ -217,14 +222,13 @@ impl Server<'_> {
         None
     }
 
-    fn when_alive(&mut self, f: impl FnOnce(&mut Self) -> Result<(), Failure>) -> Result<(), Failure> {
-        if matches!(self.stage, Stage::Ended) {
-            return Err(Failure::new(
-                ErrorKind::Conflict,
-                "the container's processes have ended",
-            ));
-        }
-        f(self)
+    fn when_running(&mut self, f: impl FnOnce(&mut Self) -> Result<(), Failure>) -> Result<(), Failure> {
+        let refusal = match self.stage {
+            Stage::Created if self.container.spec.process.is_some() => "the main process has not been started",
+            Stage::Ended => "the container's processes have ended",
+            Stage::Created | Stage::Running(_) => return f(self),
+        };
+        Err(Failure::new(ErrorKind::Conflict, refusal))
     }
 
     /// Lets a process of its own serve a request, so that a slow one holds nobody up.
@@ -278,31 +282,14 @@ impl Server<'_> {
     }
 
     fn counters(&mut self) -> Counters {
-        if !matches!(self.stage, Stage::Ended) {
-            let asked = wire::send(&self.container.socket, &Order::Disk, &[]);
-            // Something else may be on its way: the main process's end, which is then heard as usual.
-            if asked.is_ok() {
-                match wire::receive::<Answer>(&self.container.socket) {
-                    Ok(Some((Answer::Disk(disk), _))) => self.disk = disk,
-                    Ok(Some((Answer::Ended(ended, disk), _))) => {
-                        self.disk = disk.or(self.disk);
-                        end(self.container.pid);
-                        if let Stage::Running(run) = std::mem::replace(&mut self.stage, Stage::Ended) {
-                            let exit = run.killed.map_or_else(
-                                || exit_of(Some(ended), Usage::default(), self.usage(), self.disk),
-                                killed,
-                            );
-                            let _ = wire::send(&run.client, &Reply::Exited(exit), &[]);
-                        }
-                    }
-                    _ => {}
-                }
-            }
+        // Whatever else is on its way, such as the main process's end, is heard as usual.
+        if !matches!(self.stage, Stage::Ended) && wire::send(&self.container.socket, &Order::Disk, &[]).is_ok() {
+            self.hear();
         }
         let memory_limit_bytes = self.container.spec.limits.memory_bytes;
         Counters {
             usage: self.usage(),
-            disk_used_bytes: self.disk.map(|(used, _)| used),
+            disk_used_bytes: self.left.disk.map(|(used, _)| used),
             memory_limit_bytes,
             age_seconds: self.since.elapsed().as_secs_f64(),
         }
@@ -351,7 +338,7 @@ pub(super) fn killed(reason: KillReason) -> Exit {
 }
 
 /// The typed ending: what the kernel counted explains a failure, never a success.
-pub(super) fn exit_of(ended: Option<Ended>, before: Usage, after: Usage, disk: Option<(u64, u64)>) -> Exit {
+pub(super) fn exit_of(ended: Option<Ended>, before: Usage, after: Usage, left: Left) -> Exit {
     if ended == Some(Ended::Code(0)) {
         return Exit::Exited { code: 0 };
     }
@@ -363,11 +350,14 @@ pub(super) fn exit_of(ended: Option<Ended>, before: Usage, after: Usage, disk: O
     if after.oom_kills > before.oom_kills {
         return Exit::OutOfMemory;
     }
-    if after.pids_refused > before.pids_refused {
+    if after.pids_refused > before.pids_refused || left.no_processes {
         return Exit::PidsLimit { code };
     }
-    // A file system refuses the last few blocks to data that needs more than one of them.
-    if disk.is_some_and(|(used, free)| used > 0 && free < 64 << 10) {
+    // A file system may refuse a whole write that needs more than what is left, and writes are up to 2 MiB long.
+    if left
+        .disk
+        .is_some_and(|(used, free)| used > 0 && free < (2 << 20).min((used + free) / 8))
+    {
         return Exit::DiskLimit { code };
     }
     match ended {
@@ -407,26 +397,45 @@ mod tests {
         };
         let killed = Some(Ended::Signal(9));
         assert_eq!(
-            exit_of(Some(Ended::Code(0)), nothing, oom, None),
+            exit_of(Some(Ended::Code(0)), nothing, oom, Left::default()),
             Exit::Exited { code: 0 }
         );
-        assert_eq!(exit_of(killed, nothing, oom, None), Exit::OutOfMemory);
-        assert_eq!(exit_of(killed, oom, oom, None), Exit::Signalled { signal: 9 });
-        assert_eq!(exit_of(None, nothing, nothing, None).kind(), "runtime_lost");
+        assert_eq!(exit_of(killed, nothing, oom, Left::default()), Exit::OutOfMemory);
+        assert_eq!(
+            exit_of(killed, oom, oom, Left::default()),
+            Exit::Signalled { signal: 9 }
+        );
+        assert_eq!(exit_of(None, nothing, nothing, Left::default()).kind(), "runtime_lost");
         let pids = Usage {
             pids_refused: 2,
             ..nothing
         };
         assert_eq!(
-            exit_of(Some(Ended::Code(1)), nothing, pids, None),
+            exit_of(Some(Ended::Code(1)), nothing, pids, Left::default()),
             Exit::PidsLimit { code: Some(1) }
         );
         assert_eq!(
-            exit_of(Some(Ended::Code(1)), nothing, nothing, Some((5, 0))),
+            exit_of(
+                Some(Ended::Code(1)),
+                nothing,
+                nothing,
+                Left {
+                    disk: Some((5, 0)),
+                    ..Left::default()
+                }
+            ),
             Exit::DiskLimit { code: Some(1) }
         );
         assert_eq!(
-            exit_of(Some(Ended::Code(1)), nothing, nothing, Some((5, 1 << 20))),
+            exit_of(
+                Some(Ended::Code(1)),
+                nothing,
+                nothing,
+                Left {
+                    disk: Some((5, 1 << 20)),
+                    ..Left::default()
+                }
+            ),
             Exit::Exited { code: 1 }
         );
     }
