@@ -149,7 +149,7 @@ static int means_refused(const char *name, int error)
     if (strncmp(name, "open_", 5) == 0) return error == ENOENT || error == ENXIO || error == ENODEV || error == EROFS;
     if (strncmp(name, "socket_", 7) == 0) return error == EAFNOSUPPORT || error == EPROTONOSUPPORT || error == ESOCKTNOSUPPORT;
     /* The number has no meaning in this user namespace. */
-    if (strncmp(name, "set", 3) == 0) return error == EINVAL;
+    if (IS("setuid_root") || IS("setgid_root") || IS("setgroups")) return error == EINVAL;
     /* Kernels can have it off. */
     return IS("tiocsti") && error == EIO;
 }

@@ -121,7 +121,7 @@ pub fn cases() -> Vec<Case<RuntimeFixture>> {
             let line = try_call(&fx, name).await?;
             match line.strip_prefix(name).map(str::trim_start) {
                 Some(rest) if rest.starts_with("refused") => Ok(()),
-                _ => failed(line),
+                _ => failed(format!("the probe printed {line:?}")),
             }
         })
     }));
