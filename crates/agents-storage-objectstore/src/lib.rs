@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+#[cfg(any(feature = "local", feature = "memory"))]
 mod digest;
 #[cfg(feature = "local")]
 mod local;
