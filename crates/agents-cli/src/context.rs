@@ -33,6 +33,11 @@ impl Context {
                 output::warning(warning);
             }
         }
+        if self.common.verbose {
+            for note in loaded.config.notes() {
+                output::note(note);
+            }
+        }
         Ok(loaded)
     }
 

@@ -1,27 +1,29 @@
 //! Environment on the command line and in files, as `docker run` reads it.
 
-use std::{ffi::OsString, path::Path};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
 
 use agents_sdk::core::{Error, Result};
 
 type Variables = Vec<(String, String)>;
 
-/// The variables of `--env-file`, then those of `--env`, so that the latter win.
-pub(crate) fn gather(files: &[std::path::PathBuf], flags: &[String]) -> Result<Variables> {
-    gather_from(files, flags, |name| std::env::var_os(name))
-}
-
-fn gather_from(
-    files: &[std::path::PathBuf],
-    flags: &[String],
-    host: impl Fn(&str) -> Option<OsString>,
-) -> Result<Variables> {
+/// The variables of the files of `--env-file`, in their order.
+pub(crate) fn read_files(files: &[PathBuf]) -> Result<Variables> {
     let mut variables = Vec::new();
     for file in files {
-        read_file(file, &host, &mut variables)?;
+        read_file(file, &|name| std::env::var_os(name), &mut variables)?;
     }
+    Ok(variables)
+}
+
+/// The variables of `--env`.
+pub(crate) fn parse_flags(flags: &[String]) -> Result<Variables> {
+    let mut variables = Vec::new();
     for flag in flags {
-        add(flag, &host, &mut variables).map_err(|fault| Error::invalid(format!("--env {fault}")))?;
+        add(flag, &|name| std::env::var_os(name), &mut variables)
+            .map_err(|fault| Error::invalid(format!("--env {fault}")))?;
     }
     Ok(variables)
 }
@@ -77,22 +79,23 @@ mod tests {
         (name == "HERE").then(|| "from host".into())
     }
 
-    #[test]
-    fn files_come_first_and_are_taken_literally() {
+    fn read(text: &str) -> Result<Variables> {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("env");
-        std::fs::write(
-            &file,
-            "\u{feff}# comment\n\n  A=1 # not a comment\nB=\"quoted\"\nHERE\nABSENT\nC=\n",
-        )
-        .unwrap();
-        let found = gather_from(&[file], &["A=2".to_owned(), "D=x=y".to_owned()], host).unwrap();
+        std::fs::write(&file, text).unwrap();
+        let mut variables = Vec::new();
+        read_file(&file, &host, &mut variables).map(|()| variables)
+    }
+
+    #[test]
+    fn lines_are_taken_literally() {
+        let found =
+            read("\u{feff}# comment\n\n  A=1 # not a comment\nB=\"quoted\"\nHERE\nABSENT\nC=\nD=x=y\n").unwrap();
         let expected = [
             ("A", "1 # not a comment"),
             ("B", "\"quoted\""),
             ("HERE", "from host"),
             ("C", ""),
-            ("A", "2"),
             ("D", "x=y"),
         ];
         assert_eq!(found, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
@@ -100,15 +103,14 @@ mod tests {
 
     #[test]
     fn a_bad_line_is_named_and_its_value_is_not_shown() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("env");
-        std::fs::write(&file, "A=1\n=s3cret\n").unwrap();
-        let error = gather_from(std::slice::from_ref(&file), &[], host).unwrap_err();
+        let error = read("A=1\n=s3cret\n").unwrap_err();
         assert!(
             error.message().contains("line 2") && !error.message().contains("s3cret"),
             "{error}"
         );
-        assert!(gather_from(&[], &["A B=1".to_owned()], host).is_err());
-        assert!(gather_from(&[folder.path().join("none")], &[], host).is_err());
+        for bad in ["A B=1", "", "=x"] {
+            assert!(parse_flags(&[bad.to_owned()]).is_err(), "{bad}");
+        }
+        assert!(read_files(&["/no/such/file".into()]).is_err());
     }
 }

@@ -46,8 +46,10 @@ pub(crate) async fn plan(args: &RunArgs, loaded: &Loaded) -> Result<Plan, Failur
         .map(|text| parse_mount(text))
         .collect::<Result<Vec<_>>>()
         .map_err(Failure::Usage)?;
-    let env = envfile::gather(&args.env_file, &args.env)?;
-    let agent = Agent::new(agent_id(args)?, args.command.iter().cloned())
+    // The last of a name wins, so that flags win over files.
+    let mut env = envfile::read_files(&args.env_file)?;
+    env.extend(envfile::parse_flags(&args.env).map_err(Failure::Usage)?);
+    let agent = Agent::new(agent_id(args).map_err(Failure::Usage)?, args.command.iter().cloned())
         .with_image(args.image.clone())
         .with_workspace(workspace.map(|folder| absolute(&folder)).transpose()?)
         .with_env(env)

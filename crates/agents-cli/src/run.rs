@@ -13,7 +13,7 @@ use std::{
 
 use agents_sdk::{
     core::{Error, ErrorKind, ExecControl, Exit, ProvisionProgress, SessionId},
-    session::{AgentResult, CancellationToken, Observer, OutputStream, Phase, PhaseState, SessionRequest},
+    session::{AgentResult, CancellationToken, Engine, Observer, OutputStream, Phase, PhaseState, SessionRequest},
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -66,7 +66,7 @@ pub(crate) async fn run(context: &Context, args: RunArgs) -> Outcome {
     if plan.tty {
         watch_size(Arc::clone(&view))?;
     }
-    recover(&engine, context.common.verbose).await?;
+    recover(&engine, context).await?;
     let request = SessionRequest::new(agent, plan.policy)
         .with_user_id(Some(user()))
         .with_observer(Some(Arc::<View>::clone(&view)))
@@ -95,6 +95,9 @@ fn finish(context: &Context, view: &View, result: AgentResult) -> Outcome {
         view.progress.summary(&result);
     }
     match (&result.error, &result.ending) {
+        (Some(error), _) if result.error_kind == Some(ErrorKind::Unsupported) => {
+            output::error(&format!("{error}{}", waivers(error)));
+        }
         (Some(error), _) if result.error_kind.is_some() => output::error(error),
         (_, Exit::NotStarted { message, .. }) => output::error(message),
         _ => {}
@@ -110,17 +113,37 @@ fn finish(context: &Context, view: &View, result: AgentResult) -> Outcome {
 }
 
 /// Cleans up after owners that died. What cannot be cleaned up does not keep an agent from running.
-async fn recover(engine: &agents_sdk::session::Engine, verbose: bool) -> Result<(), Failure> {
+async fn recover(engine: &Engine, context: &Context) -> Result<(), Failure> {
     let report = engine.recover().await?;
-    if verbose {
+    if context.common.verbose {
         for id in &report.ended_sessions {
             output::note(&format!("session {id} was lost and has been cleaned up"));
         }
     }
-    for problem in &report.problems {
-        output::warning(problem);
+    if !context.common.quiet {
+        for problem in &report.problems {
+            output::warning(problem);
+        }
     }
     Ok(())
+}
+
+/// How to waive, with flags, the limits that a refusal names by their fields.
+fn waivers(error: &str) -> String {
+    let flags: Vec<_> = [
+        ("memory_mb: ", "--memory unlimited"),
+        ("cpu_cores: ", "--cpus unlimited"),
+        ("pids_limit: ", "--pids unlimited"),
+        ("disk_mb: ", "--disk unlimited"),
+    ]
+    .into_iter()
+    .filter(|(field, _)| error.contains(field))
+    .map(|(_, flag)| flag)
+    .collect();
+    match flags.is_empty() {
+        true => String::new(),
+        false => format!(" ({} runs it without)", flags.join(" ")),
+    }
 }
 
 /// Who asks for the run, for the records.
@@ -345,4 +368,16 @@ pub(crate) fn supervisor_log(state_dir: &Path, session_id: &SessionId) -> PathBu
         .join("sessions")
         .join(session_id.as_str())
         .join("supervisor.log")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_limit_is_waived_by_its_flag() {
+        let error = "the native runtime cannot enforce what was requested: memory_mb: no. cpu_cores: no";
+        assert_eq!(waivers(error), " (--memory unlimited --cpus unlimited runs it without)");
+        assert_eq!(waivers("gpus: no"), "");
+    }
 }

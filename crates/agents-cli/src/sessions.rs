@@ -187,7 +187,7 @@ pub(crate) async fn logs(context: &Context, args: &LogsArgs) -> Outcome {
 pub(crate) async fn exec(context: &Context, args: ExecArgs) -> Outcome {
     let engine = context.engine(&Adapters::default()).await?;
     let id = find_session(&engine, &args.session).await?;
-    let env = envfile::gather(&[], &args.env).map_err(Failure::Usage)?;
+    let env = envfile::parse_flags(&args.env).map_err(Failure::Usage)?;
     let deadline = match args.timeout {
         Some(Limit::Of(seconds)) => Some(Duration::from_secs_f64(seconds)),
         Some(Limit::Unlimited) | None => None,

@@ -229,7 +229,7 @@ fn what_belongs_to_later_does_not_exist() {
 #[test]
 fn bad_flags_are_one_line_and_code_2() {
     let place = Place::new();
-    let table: [(&[&str], &str); 14] = [
+    let table: [(&[&str], &str); 16] = [
         (&["run"], "put the command after --"),
         (&["run", "echo", "hi"], "put the command after --"),
         (&["run", "--memry", "1", "--", "true"], "'--memory'"),
@@ -245,6 +245,8 @@ fn bad_flags_are_one_line_and_code_2() {
         ),
         (&["run", "--mount", "/a", "--", "true"], "SRC:DST"),
         (&["run", "--secret", "tok", "--", "true"], "NAME=env:VAR"),
+        (&["run", "--env", "=x", "--", "true"], "--env"),
+        (&["run", "--name", "a b", "--", "true"], "a b"),
         (&["frobnicate"], "frobnicate"),
         (&["audit", "query", "--type", "session_create"], "session_created"),
     ];
@@ -969,6 +971,92 @@ mod real {
                 .count(),
             3
         );
+    }
+
+    /// Runs it on a terminal of 30 rows and 90 columns, types, and gives what appeared there.
+    fn on_terminal(place: &Place, args: &[&str], typed: &[u8], no_color: bool) -> (Option<i32>, String) {
+        use rustix::{pty, termios};
+        let flags = pty::OpenptFlags::RDWR | pty::OpenptFlags::NOCTTY;
+        let master = pty::openpt(flags).unwrap();
+        pty::grantpt(&master).unwrap();
+        pty::unlockpt(&master).unwrap();
+        let name = pty::ptsname(&master, Vec::new()).unwrap();
+        let open = || {
+            fs::OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(name.to_str().unwrap())
+                .unwrap()
+        };
+        let size = termios::Winsize {
+            ws_row: 30,
+            ws_col: 90,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        let terminal = open();
+        termios::tcsetwinsize(&terminal, size).unwrap();
+        let before = format!("{:?}", termios::tcgetattr(&terminal).unwrap());
+        let mut command = place.command(args);
+        if no_color {
+            command.env("NO_COLOR", "1");
+        }
+        command.env("TERM", "xterm").stdin(open()).stdout(open()).stderr(open());
+        let mut child = command.spawn().unwrap();
+        drop(command);
+        let mut master = fs::File::from(master);
+        let mut reader = master.try_clone().unwrap();
+        let seen = std::thread::spawn(move || {
+            let (mut seen, mut buffer) = (Vec::new(), [0; 4096]);
+            // The terminal's end is an error, EIO.
+            while let Ok(read @ 1..) = reader.read(&mut buffer) {
+                seen.extend_from_slice(&buffer[..read]);
+            }
+            String::from_utf8_lossy(&seen).into_owned()
+        });
+        if !typed.is_empty() {
+            // What is typed before the agent has its terminal would be echoed by ours.
+            std::thread::sleep(Duration::from_millis(1500));
+            std::io::Write::write_all(&mut master, typed).unwrap();
+        }
+        let status = child.wait().unwrap();
+        let after = format!("{:?}", termios::tcgetattr(&terminal).unwrap());
+        assert_eq!(before, after, "the terminal is not as it was");
+        drop(terminal);
+        (status.code(), seen.join().unwrap())
+    }
+
+    #[test]
+    fn a_terminal_shows_phases_and_colour_unless_told_otherwise() {
+        let place = Place::new();
+        let (code, seen) = on_terminal(&place, &["run", "--", "echo", "hi"], b"", false);
+        assert_eq!(code, Some(0), "{seen}");
+        for words in ["validate", "provision", "run", "collect", "destroy", "hi", "\x1b["] {
+            assert!(seen.contains(words), "{words}: {seen}");
+        }
+        let (_, seen) = on_terminal(&place, &["run", "--", "echo", "hi"], b"", true);
+        assert!(seen.contains("provision") && !seen.contains('\x1b'), "{seen}");
+        let (_, seen) = on_terminal(&place, &["run", "--no-color", "--", "echo", "hi"], b"", false);
+        assert!(seen.contains("provision") && !seen.contains('\x1b'), "{seen}");
+        let (_, seen) = on_terminal(&place, &["ps", "-a"], b"", true);
+        assert!(seen.lines().all(|line| line.trim_end().chars().count() <= 90), "{seen}");
+        assert!(seen.contains("echo hi"), "{seen}");
+    }
+
+    #[test]
+    fn an_interactive_agent_has_the_terminal_and_gives_it_back() {
+        let place = Place::new();
+        let script = "stty size; tty >/dev/null && echo on-a-terminal; read line; echo got $line; exit 5";
+        let (code, seen) = on_terminal(&place, &["run", "-it", "--", "sh", "-c", script], b"typed\r", true);
+        assert_eq!(code, Some(5), "{seen}");
+        for words in ["30 90", "on-a-terminal", "got typed"] {
+            assert!(seen.contains(words), "{words}: {seen}");
+        }
+        // Ctrl-C is a key of the agent's.
+        let script = "trap 'echo trapped; exit 6' INT; echo ready; while :; do sleep 0.1; done";
+        let (code, seen) = on_terminal(&place, &["run", "-it", "--", "sh", "-c", script], b"\x03", true);
+        assert_eq!(code, Some(6), "{seen}");
+        assert!(seen.contains("trapped"), "{seen}");
     }
 
     #[test]
