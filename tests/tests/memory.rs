@@ -1,0 +1,5 @@
+//! To come.
+
+fn main() -> std::process::ExitCode {
+    agents_tests::run(true, Vec::new())
+}
