@@ -105,7 +105,12 @@ impl Progress {
             let bytes: u64 = state.layers.values().map(|layer| layer.0).sum();
             let layers = state.layers.len();
             drop(state);
-            self.line(&format!("  {:<10}{layers} layers, {}", "pulled", units::bytes(bytes)));
+            let plural = if layers == 1 { "" } else { "s" };
+            self.line(&format!(
+                "  {:<10}{layers} layer{plural}, {}",
+                "pulled",
+                units::bytes(bytes)
+            ));
         }
     }
 
