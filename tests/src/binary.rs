@@ -62,7 +62,7 @@ impl Caller {
             return Ok(*known);
         }
         let place = Place::bare(self)?;
-        let ran = place.agents(&["run", "--image", "host", "--", "true"]);
+        let ran = place.agents(&["run", "--runtime", "native", "--", "true"]);
         let limited = match ran.code {
             Some(0) => true,
             _ if ran.stderr.contains("memory_mb") => false,

@@ -127,12 +127,12 @@ impl Place {
         Ran::of(&mut self.command(args))
     }
 
-    /// The arguments of `agents run` on the host's programs, with what this caller has to waive.
+    /// The arguments of `agents run` on the embedded runtime, with what this caller has to waive.
     pub fn run_args<'a>(&self, args: &[&'a str]) -> Vec<&'a str> {
-        [&["run", "--image", "host"], self.waived, args].concat()
+        [&["run", "--runtime", "native"], self.waived, args].concat()
     }
 
-    /// `agents run` on the host's programs.
+    /// `agents run` on the embedded runtime, whose image is the host's root unless another one is named.
     pub fn run(&self, args: &[&str]) -> Ran {
         self.agents(&self.run_args(args))
     }

@@ -298,16 +298,16 @@ fn more_output_than_allowed_is_refused(caller: Caller) -> Outcome {
 
 fn a_result_that_the_schema_refuses_fails_the_run(caller: Caller) -> Outcome {
     let place = Place::new(caller)?;
-    let schema = "structured_output:\n  type: object\n  required: [n]\n  properties: {n: {type: integer}}\n";
+    let schema = "structured_output:\n  type: object\n  required: [count]\n  properties: {count: {type: integer}}\n";
     let policy = place.file("p.yaml", schema);
     let go = |script: &str| place.run(&["--json", "--policy", &policy, "--", "sh", "-c", script]);
-    let object = go("echo '{\"n\": 1}' > /output/result.json").code(0).json();
+    let object = go("echo '{\"count\": 1}' > /output/result.json").code(0).json();
     assert_eq!(
         (&object["status"], &object["output"]),
-        (&json!("completed"), &json!({"n": 1}))
+        (&json!("completed"), &json!({"count": 1}))
     );
     for script in [
-        "echo '{\"n\": \"x\"}' > /output/result.json",
+        "echo '{\"count\": \"x\"}' > /output/result.json",
         "echo nonsense > /output/result.json",
         "true",
     ] {
