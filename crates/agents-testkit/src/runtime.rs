@@ -776,9 +776,11 @@ async fn containers_do_not_see_each_other(fx: Fx) -> CaseResult {
     let process = Process::new([
         "sh",
         "-c",
-        "echo x > /output/mine; echo ready; while :; do sleep 1; done",
+        // Waits without a child, which would show the same command line between its fork and its exec.
+        "echo x > /output/mine; echo ready; read line",
         mark.as_str(),
-    ]);
+    ])
+    .with_stdin(true);
     let mut session = fx.runtime.exec(ExecRequest::new(one.clone(), process)).await?;
     first_line(&mut session).await?;
     let seen = format!("cat /proc/[0-9]*/cmdline | tr '\\0' '\\n' | grep -c '^{mark}$'");

@@ -13,12 +13,12 @@ use std::{
 use agents_core::ErrorKind;
 use rustix::{
     fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, openat, readlinkat, statat},
-    process::Signal,
     thread::CapabilitySet,
 };
 
 use super::{Container, init};
 use crate::{
+    cgroup::Group,
     spec::{Context, Failure, Reply},
     sys::{CloneFlags, exit_now, fork},
     wire,
@@ -29,72 +29,76 @@ const MAX_DEPTH: usize = 256;
 
 /// Writes an archive to the descriptor that came with the request.
 pub(super) fn copy_from(container: &Container, client: &UnixStream, path: &str, quiesce: bool, fds: Vec<OwnedFd>) {
-    let group = container.spec.identity.group.as_ref().filter(|_| quiesce);
-    if let Some(group) = group
-        && let Err(error) = group.freeze(true)
-    {
-        let failure = Failure::io("cannot stop the container's processes", error);
-        let _ = wire::send(client, &Reply::Failed(failure), &[]);
-        return;
-    }
     // A file of the agent's that its own mode hides from it is part of its output all the same.
-    let reply = inside(container, CapabilitySet::DAC_READ_SEARCH, fds, |target| {
-        write_archive(path, target)
-    });
-    if let Some(group) = group {
-        let _ = group.freeze(false);
-    }
-    let _ = wire::send(client, &reply, &[]);
+    let copy = |fds| {
+        inside(container, CapabilitySet::DAC_READ_SEARCH, fds, |target| {
+            write_archive(path, target)
+        })
+    };
+    let copied = match container.spec.identity.group.as_ref().filter(|_| quiesce) {
+        Some(group) => stopped(group, || copy(fds)),
+        None => copy(fds),
+    };
+    answer(client, copied);
 }
 
 /// Unpacks the archive from the descriptor that came with the request, with the agent's own rights.
 pub(super) fn copy_to(container: &Container, client: &UnixStream, path: &str, fds: Vec<OwnedFd>) {
-    let reply = inside(container, CapabilitySet::empty(), fds, |source| unpack(path, source));
+    answer(
+        client,
+        inside(container, CapabilitySet::empty(), fds, |source| unpack(path, source)),
+    );
+}
+
+fn answer(client: &UnixStream, done: Result<(), Failure>) {
+    let reply = match done {
+        Ok(()) => Reply::Done,
+        Err(failure) => Reply::Failed(failure),
+    };
     let _ = wire::send(client, &reply, &[]);
 }
 
-/// Runs a job in a process that has the container's files and the agent's user.
+/// Becomes a process that has the container's files and the agent's user, and does a job.
 fn inside(
     container: &Container,
     capabilities: CapabilitySet,
     fds: Vec<OwnedFd>,
     job: impl FnOnce(OwnedFd) -> Result<(), Failure>,
-) -> Reply {
-    let gone = |_| Failure::new(ErrorKind::Unavailable, "the copying process went away");
+) -> Result<(), Failure> {
+    let fd = fds
+        .into_iter()
+        .next()
+        .ok_or_else(|| Failure::new(ErrorKind::Unexpected, "no descriptor came along"))?;
+    container.namespaces.enter_files()?;
+    init::drop_privileges(&container.spec, &container.filters, capabilities)?;
+    job(fd)
+}
+
+/// Does a job in a child while the container's processes are stopped. It takes a process that has kept the host's rights
+/// to let them go on.
+fn stopped(group: &Group, job: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
+    group.freeze(true).context("cannot stop the container's processes")?;
     let attempt = || -> Result<(), Failure> {
-        let fd = fds
-            .into_iter()
-            .next()
-            .ok_or_else(|| Failure::new(ErrorKind::Unexpected, "no descriptor came along"))?;
         let (ours, theirs) = UnixStream::pair().context("cannot make a socket")?;
         let Some(child) = fork(CloneFlags::NONE).context("cannot start a copying process")? else {
             drop(ours);
-            let done = container
-                .namespaces
-                .enter_files()
-                .and_then(|()| init::drop_privileges(&container.spec, &container.filters, capabilities))
-                .and_then(|()| job(fd));
-            let reply = match done {
-                Ok(()) => Reply::Done,
-                Err(failure) => Reply::Failed(failure),
-            };
-            let _ = wire::send(&theirs, &reply, &[]);
+            answer(&theirs, job());
             exit_now(0);
         };
-        drop((theirs, fd));
-        let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
-        let heard = wire::receive::<Reply>(&ours).map_err(gone);
+        drop(theirs);
+        let heard = wire::receive::<Reply>(&ours);
         let _ = rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty());
-        match heard? {
-            Some((Reply::Done, _)) => Ok(()),
-            Some((Reply::Failed(failure), _)) => Err(failure),
+        match heard {
+            Ok(Some((Reply::Done, _))) => Ok(()),
+            Ok(Some((Reply::Failed(failure), _))) => Err(failure),
             _ => Err(Failure::new(ErrorKind::Unavailable, "the copying process went away")),
         }
     };
-    match attempt() {
-        Ok(()) => Reply::Done,
-        Err(failure) => Reply::Failed(failure),
-    }
+    let done = attempt();
+    group
+        .freeze(false)
+        .context("cannot let the container's processes go on")?;
+    done
 }
 
 fn write_archive(path: &str, target: OwnedFd) -> Result<(), Failure> {

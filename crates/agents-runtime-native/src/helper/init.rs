@@ -40,12 +40,10 @@ use crate::{
 /// What the helper tells the first process.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Order {
-    /// The ids are mapped. Comes with the open mounts: layers, then the scratch if there is one, then the binds.
-    Build {
-        layers: usize,
-        scratch: bool,
-        binds: Vec<usize>,
-    },
+    /// The ids are mapped. Comes with the open mounts: the layers, then the binds.
+    Build { layers: usize, binds: Vec<usize> },
+    /// The process is in its cgroups, and the writable space is there. Comes with it when it is on disk.
+    Join { scratch: bool },
     /// Starts the agent. Comes with its streams, or none for a terminal.
     Start,
     /// Sends a signal to the agent.
@@ -98,13 +96,12 @@ fn become_container(
     socket: &UnixStream,
 ) -> Result<(EffectiveState, OwnedFd), Failure> {
     let order = wire::receive::<Order>(socket).context("the helper is gone")?;
-    let Some((Order::Build { layers, scratch, binds }, fds)) = order else {
+    let Some((Order::Build { layers, binds }, fds)) = order else {
         exit_now(1)
     };
     let mut fds = fds.into_iter();
     let mounts = Mounts {
         layers: fds.by_ref().take(layers).collect(),
-        scratch: if scratch { fds.next() } else { None },
         binds: binds.into_iter().zip(fds).collect(),
     };
     if matches!(spec.ids, IdMap::Range { .. }) {
@@ -112,15 +109,20 @@ fn become_container(
         set_thread_gid(Gid::ROOT).context("cannot become the container's root group")?;
         set_thread_uid(Uid::ROOT).context("cannot become the container's root")?;
     }
+    rustix::system::sethostname(rootfs::hostname(spec).as_bytes()).context("cannot set the host name")?;
+    loopback_up().context("cannot bring the loopback interface up")?;
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    rootfs::build(spec, mounts, || {
+        match wire::receive::<Order>(socket).context("the helper is gone")? {
+            Some((Order::Join { scratch }, fds)) => Ok(fds.into_iter().next().filter(|_| scratch)),
+            _ => exit_now(1),
+        }
+    })?;
     // Programs see their own groups as the root of the hierarchy, not where they lie on the host.
     unshare_cgroups().context("cannot make a cgroup namespace")?;
     let cgroup = fs::File::open("/proc/self/ns/cgroup")
         .context("cannot open the cgroup namespace")?
         .into();
-    rustix::system::sethostname(rootfs::hostname(spec).as_bytes()).context("cannot set the host name")?;
-    loopback_up().context("cannot bring the loopback interface up")?;
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    rootfs::build(spec, mounts)?;
     restrict(spec, filters)?;
     Ok((readback::inside(spec), cgroup))
 }
@@ -239,7 +241,7 @@ pub(crate) fn serve(spec: &ContainerSpec, process: Option<&ProcessSpec>, socket:
                 Ok(Some((Order::Disk, _))) => {
                     let _ = wire::send(socket, &Answer::Disk(disk(spec)), &[]);
                 }
-                Ok(Some((Order::Build { .. }, _))) => {}
+                Ok(Some((Order::Build { .. } | Order::Join { .. }, _))) => {}
                 Ok(Some((Order::Kill, _))) => {
                     kill_tree();
                     let _ = wire::send(

@@ -25,6 +25,7 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 use self::init::{Answer, Order};
 use crate::{
+    cgroup::Group,
     readback, seccomp,
     seccomp::Filters,
     spec::{ContainerSpec, Context, Failure, IdMap, Reply},
@@ -199,39 +200,39 @@ fn start_first(
 ) -> Result<(Namespaces, Option<OwnedFd>, EffectiveState), Failure> {
     init::write_id_maps(pid, spec)?;
     let mut namespaces = Namespaces::open(pid)?;
-    if let Some(group) = &spec.identity.group {
-        group
-            .add(pid.as_raw_nonzero().get().unsigned_abs())
-            .context("cannot move the container into its cgroups")?;
-    }
     let mounts = prepare::mounts(spec, &namespaces.user)?;
     let order = Order::Build {
         layers: mounts.layers.len(),
-        scratch: mounts.scratch.is_some(),
         binds: mounts.binds.iter().map(|(index, _)| *index).collect(),
     };
-    let fds: Vec<_> = mounts
-        .layers
-        .iter()
-        .chain(&mounts.scratch)
-        .chain(mounts.binds.iter().map(|(_, open)| open))
-        .map(AsFd::as_fd)
-        .collect();
+    let binds = mounts.binds.iter().map(|(_, open)| open);
+    let fds: Vec<_> = mounts.layers.iter().chain(binds).map(AsFd::as_fd).collect();
     if fds.len() > wire::MAX_FDS {
-        let message = format!(
-            "an image with {} layers and {} mounts is too much",
-            mounts.layers.len(),
-            mounts.binds.len()
-        );
+        let (layers, binds) = (mounts.layers.len(), mounts.binds.len());
+        let message = format!("an image with {layers} layers and {binds} mounts is too much");
         return Err(Failure::new(ErrorKind::Unsupported, message));
     }
     wire::send(socket, &order, &fds).context("cannot reach the container")?;
-    // Opened for itself, since the mount is a path only.
-    let scratch = mounts.scratch.as_ref().and_then(|scratch| {
-        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
-        rustix::fs::openat(scratch, ".", flags, rustix::fs::Mode::empty()).ok()
-    });
     drop(mounts);
+    // The container builds its file system meanwhile. Moving a process between groups of version 1 waits for every
+    // processor of the machine, and mounting a file system waits likewise, so that the two wait at the same time.
+    let joining = spec.identity.group.as_ref().map(|group| join_groups(group, pid));
+    let mounted = prepare::scratch(spec)?;
+    if let Some(joining) = joining {
+        joining?.wait()?;
+    }
+    // Opened for itself, since the mount is a path only.
+    let scratch = mounted.as_ref().and_then(|mounted| {
+        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+        rustix::fs::openat(mounted, ".", flags, rustix::fs::Mode::empty()).ok()
+    });
+    let fds: Vec<_> = mounted.iter().map(AsFd::as_fd).collect();
+    let join = Order::Join {
+        scratch: mounted.is_some(),
+    };
+    // When it is gone already, its last words say why.
+    let _ = wire::send(socket, &join, &fds);
+    drop(mounted);
     match wire::receive::<Answer>(socket).context("cannot hear from the container")? {
         Some((Answer::Ready(inside), fds)) => {
             namespaces.cgroup = fds.into_iter().next();
@@ -243,6 +244,35 @@ fn start_first(
             ErrorKind::Unexpected,
             "the container's first process ended before it was ready; the memory limit may be too low",
         )),
+    }
+}
+
+/// A child that moves a process into its groups.
+struct Joining<'a> {
+    child: Pid,
+    group: &'a Group,
+    pid: Pid,
+}
+
+fn join_groups(group: &Group, pid: Pid) -> Result<Joining<'_>, Failure> {
+    let number = pid.as_raw_nonzero().get().unsigned_abs();
+    match fork(CloneFlags::NONE).context("cannot start a process")? {
+        None => exit_now(i32::from(group.add(number).is_err())),
+        Some(child) => Ok(Joining { child, group, pid }),
+    }
+}
+
+impl Joining<'_> {
+    fn wait(self) -> Result<(), Failure> {
+        let status = waitpid(Some(self.child), WaitOptions::empty()).context("cannot wait for a process")?;
+        if status.is_some_and(|(_, status)| status.exit_status() == Some(0)) {
+            return Ok(());
+        }
+        // Tried again for the reason, or for good.
+        let number = self.pid.as_raw_nonzero().get().unsigned_abs();
+        self.group
+            .add(number)
+            .context("cannot move the container into its cgroups")
     }
 }
 

@@ -66,7 +66,6 @@ pub(crate) fn mounts(spec: &ContainerSpec, user_namespace: &OwnedFd) -> Result<M
         }
         mounts.binds.push((index, open));
     }
-    mounts.scratch = scratch_on_disk(spec, base)?;
     Ok(mounts)
 }
 
@@ -120,8 +119,10 @@ pub(crate) fn own_mounts() -> Result<(), Failure> {
 
 /// A file system of exactly the size of the limit, in a sparse file, so that what the agent writes does not count as its
 /// memory. `None` where this host has no loop devices or no `mkfs.ext4`: a tmpfs of the same size takes its place.
-fn scratch_on_disk(spec: &ContainerSpec, base: u32) -> Result<Option<OwnedFd>, Failure> {
-    let Some(size) = spec.disk_bytes else { return Ok(None) };
+pub(crate) fn scratch(spec: &ContainerSpec) -> Result<Option<OwnedFd>, Failure> {
+    let (IdMap::Range { base }, Some(size)) = (spec.ids, spec.disk_bytes) else {
+        return Ok(None);
+    };
     // Smaller ones have no room for ext4's own tables.
     if size < 8 << 20 {
         return Ok(None);

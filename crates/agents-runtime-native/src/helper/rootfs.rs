@@ -12,6 +12,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
+use agents_core::ErrorKind;
 use rustix::{
     fs::{CWD, Gid, Mode, Uid},
     mount::{
@@ -30,8 +31,6 @@ use crate::{
 pub(crate) struct Mounts {
     /// The layers, the lowest first; empty when the container mounts them itself.
     pub(crate) layers: Vec<OwnedFd>,
-    /// The root of the scratch file system.
-    pub(crate) scratch: Option<OwnedFd>,
     /// By the index of the mount in the specification.
     pub(crate) binds: Vec<(usize, OwnedFd)>,
 }
@@ -120,8 +119,13 @@ const MASKED_PROC: &[&str] = &[
 /// The host's device nodes that a container has.
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 
-/// Builds the root and moves into it.
-pub(crate) fn build(spec: &ContainerSpec, mounts: Mounts) -> Result<(), Failure> {
+/// Builds the root and moves into it. The writable space is waited for when it is first needed, since making it takes the
+/// helper about as long as everything else takes here.
+pub(crate) fn build(
+    spec: &ContainerSpec,
+    mounts: Mounts,
+    mut scratch_mount: impl FnMut() -> Result<Option<OwnedFd>, Failure>,
+) -> Result<(), Failure> {
     mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
         .context("cannot make the mounts private")?;
     // Sources are opened before the staging folder covers a folder that they may lie in.
@@ -129,10 +133,13 @@ pub(crate) fn build(spec: &ContainerSpec, mounts: Mounts) -> Result<(), Failure>
     let stage = stage()?;
     let root = stage.join("root");
     make_dir(&root)?;
-    let scratch = scratch(spec, &stage, mounts.scratch)?;
+    let mut scratch = None;
+    if !spec.read_only_root {
+        scratch = Some(self::scratch(spec, &stage, scratch_mount()?)?);
+    }
     match &spec.root {
         Root::Host => host_root(spec, &root)?,
-        Root::Layers(_) => layered_root(spec, &stage, &root, &mounts.layers, &scratch)?,
+        Root::Layers(_) => layered_root(spec, &stage, &root, &mounts.layers, scratch.as_deref())?,
     }
     dev(&root)?;
     proc(&root)?;
@@ -144,7 +151,14 @@ pub(crate) fn build(spec: &ContainerSpec, mounts: Mounts) -> Result<(), Failure>
             .iter()
             .position(|(at, _)| *at == index)
             .map(|at| binds.swap_remove(at).1);
-        add_mount(spec, item, &root, &scratch, open)?;
+        if item.source == Source::Scratch && scratch.is_none() {
+            scratch = Some(self::scratch(spec, &stage, scratch_mount()?)?);
+        }
+        add_mount(spec, item, &root, scratch.as_deref(), open)?;
+    }
+    if scratch.is_none() {
+        // Without any use of it, it is waited for all the same: the cgroups come with it.
+        scratch_mount()?;
     }
     if spec.read_only_root || spec.root == Root::Host {
         let top = clone_root(&root)?;
@@ -276,7 +290,7 @@ fn layered_root(
     stage: &Path,
     root: &Path,
     layers: &[OwnedFd],
-    scratch: &Path,
+    scratch: Option<&Path>,
 ) -> Result<(), Failure> {
     let top = stage.join("top");
     make_dir(&top)?;
@@ -297,7 +311,7 @@ fn layered_root(
         }
         options.push_str(&folder.to_string_lossy());
     }
-    if !spec.read_only_root {
+    if let Some(scratch) = scratch {
         let (upper, work) = (scratch.join(".upper"), scratch.join(".work"));
         make_dir(&upper)?;
         make_dir(&work)?;
@@ -349,7 +363,7 @@ fn skeleton(spec: &ContainerSpec, root: &Path) -> Result<(), Failure> {
 fn make_all(target: &Path, destination: &str) -> Result<(), Failure> {
     match fs::create_dir_all(target) {
         Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => Err(Failure::new(
-            agents_core::ErrorKind::ConfigInvalid,
+            ErrorKind::ConfigInvalid,
             format!("the mount point {destination} lies in a folder of the host that is not there; choose another one"),
         )),
         other => other.context(format_args!("cannot make the mount point {destination}")),
@@ -533,7 +547,7 @@ fn add_mount(
     spec: &ContainerSpec,
     item: &MountSpec,
     root: &Path,
-    scratch: &Path,
+    scratch: Option<&Path>,
     open: Option<OwnedFd>,
 ) -> Result<(), Failure> {
     let target = inside(root, &item.destination);
@@ -542,7 +556,7 @@ fn add_mount(
         (_, Some(open)) => open,
         (Source::Bind { path, .. }, None) => {
             return Err(Failure::new(
-                agents_core::ErrorKind::Unexpected,
+                ErrorKind::Unexpected,
                 format!("{} was not opened", path.display()),
             ));
         }
@@ -569,6 +583,9 @@ fn add_mount(
         }
         (Source::Scratch, None) => {
             // Named by the destination, with what could be a separator made safe.
+            let Some(scratch) = scratch else {
+                return Err(Failure::new(ErrorKind::Unexpected, "there is no writable space"));
+            };
             let folder = scratch.join(item.destination.trim_start_matches('/').replace('/', "%"));
             make_dir(&folder)?;
             give(&folder, owner)?;

@@ -73,9 +73,10 @@ pub(super) fn serve(container: Container, owner: &UnixStream, listener: &UnixLis
             Ok(()) => Reply::Done,
             Err(error) => Reply::Failed(Failure::io("cannot remove the container", error)),
         };
-        // The mounts go with the namespaces, which we hold; they must be gone when the answer is heard.
-        drop(container);
         let _ = wire::send(&client, &reply, &[]);
+        // The mounts lie in namespaces that only we hold, and end with us. Unmounting the writable space takes the kernel a
+        // while, which nobody needs to wait for.
+        drop(container);
     }
 }
 
