@@ -319,6 +319,43 @@ async fn cancelling_kills_and_still_collects() {
 }
 
 #[tokio::test]
+async fn a_cancelled_agent_is_not_tried_again_whatever_it_exits_with() {
+    let script = Script {
+        unkillable: true,
+        ..Script::steps([Step::Wait(Duration::from_millis(200)), exit(1)])
+    };
+    let world = World::new([script, Script::steps([])]);
+    let cancel = CancellationToken::new();
+    let policy = policy(|spec| spec.retry_count = 1);
+    let run = world
+        .engine
+        .run(SessionRequest::new(agent(), policy).with_cancel(cancel.clone()));
+    let (result, ()) = tokio::join!(run, async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        cancel.cancel();
+    });
+    let result = result.unwrap();
+    assert_eq!((result.exit_code(), result.attempts), (Some(1), 1));
+}
+
+#[tokio::test]
+async fn cancelling_the_collection_ends_it() {
+    let world = World::new([Script::steps([exit(0)]).output(archive(&[("a", b"a")]))]);
+    world.storage.hangs.store(true, Ordering::SeqCst);
+    let cancel = CancellationToken::new();
+    let run = world.engine.run(request().with_cancel(cancel.clone()));
+    let run = tokio::time::timeout(Duration::from_secs(5), run);
+    let (result, ()) = tokio::join!(run, async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        cancel.cancel();
+    });
+    let result = result.expect("it ends").unwrap();
+    assert_eq!((result.status, result.exit_code()), (RunStatus::Failed, Some(0)));
+    assert_eq!(result.error_kind, Some(ErrorKind::Cancelled));
+    assert!(world.runtime.containers().is_empty());
+}
+
+#[tokio::test]
 async fn cancelling_while_the_container_is_made_leaves_none() {
     let script = Script {
         provision_delay: Duration::from_secs(60),

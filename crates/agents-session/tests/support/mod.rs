@@ -426,6 +426,8 @@ impl ContainerRuntime for FakeRuntime {
 pub struct FakeStorage {
     pub artifacts: Mutex<Vec<(ArtifactInfo, Vec<u8>)>>,
     pub fails: AtomicBool,
+    /// Never comes to an end.
+    pub hangs: AtomicBool,
     pub forgets: AtomicBool,
 }
 
@@ -454,6 +456,9 @@ impl StorageBackend for FakeStorage {
     async fn store(&self, request: StoreRequest) -> Result<ArtifactInfo> {
         if self.fails.load(Ordering::SeqCst) {
             return Err(Error::new(ErrorKind::ResourceExhausted, "the disk is full"));
+        }
+        if self.hangs.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
         }
         let announced = request.body.size();
         let mut stream = request.body.into_stream();
