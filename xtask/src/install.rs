@@ -24,6 +24,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("bubblewrap", "bench run"),
     ("cpio", "looking into the virtual machine's initramfs"),
     ("e2fsprogs", "disk images: mkfs.ext4"),
+    ("gcc", "a probe that looks around in a container"),
+    ("libc6-dev", "the same, linked statically"),
     ("podman", "bench run"),
     ("python3", "the example agents"),
     ("qemu-system-x86", "vm-test"),

@@ -107,7 +107,7 @@ pub(super) fn disk(folder: &Path, scripts: &Path, payload: &[Program]) -> Result
         let path = root.join("etc").join(name);
         fs::write(&path, text).context(|| format!("cannot write {}", path.display()))?;
     }
-    for script in ["guest.sh", "checks.sh"] {
+    for script in ["guest.sh", "checks.sh", "cc.sh"] {
         copy(&scripts.join(script), &root.join("vmtest").join(script))?;
     }
     for program in payload {

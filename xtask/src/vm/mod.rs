@@ -30,7 +30,7 @@ Usage: cargo xtask vm-test [OPTIONS]
 
 Options:
   --no-build         only the checks of the machine: build and run nothing of ours
-  --timeout SECONDS  how long the machine may run (default 600)
+  --timeout SECONDS  how long the machine may run (default 1500)
 ";
 
 /// What the caller can choose.
@@ -44,7 +44,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             build: true,
-            limit: Duration::from_secs(600),
+            limit: Duration::from_secs(1500),
         }
     }
 }
@@ -87,13 +87,16 @@ pub(crate) fn run(mut args: Args) -> Result<ExitCode> {
 pub(crate) fn test(options: &Options) -> Result<Vec<Suite>> {
     let qemu = sh::need("qemu-system-x86_64")?;
     let metadata = metadata::load()?;
-    let (payload, mut suites) = if options.build {
+    let (mut payload, mut suites) = if options.build {
         payload::build(&metadata)?
     } else {
         (Vec::new(), Vec::new())
     };
     let kernel = kernel::fetch()?;
     let scratch = Scratch::new("vm")?;
+    if options.build {
+        payload.extend(payload::probe(&metadata.root, scratch.path())?);
+    }
     let scripts = metadata.root.join("tests/vm");
     let initramfs = image::initramfs(scratch.path(), &scripts, &kernel.modules)?;
     let disk = image::disk(scratch.path(), &scripts, &payload)?;

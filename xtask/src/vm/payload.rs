@@ -1,6 +1,7 @@
 //! Our programs for the machine, built statically: it has no C library.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::Value;
 
@@ -56,6 +57,25 @@ pub(super) fn build(metadata: &Metadata) -> Result<(Vec<Program>, Vec<Suite>)> {
         }
     }
     Ok((programs, skipped))
+}
+
+/// The program that the conformance suite compiles to look around in a container: the machine has no compiler.
+pub(super) fn probe(root: &Path, folder: &Path) -> Result<Vec<Program>> {
+    let source = root.join("crates/agents-testkit/src/probe.c");
+    if !source.is_file() {
+        return Ok(Vec::new());
+    }
+    let program = folder.join("probe");
+    sh::run(
+        Command::new(sh::need("cc")?)
+            .args(["-static", "-O1", "-o"])
+            .args([&program, &source]),
+    )?;
+    let at = |file, place: &str| Program {
+        file,
+        place: place.to_owned(),
+    };
+    Ok(vec![at(program, "probe"), at(source, "probe.c")])
 }
 
 /// Builds one target; returns cargo's messages.
