@@ -26,6 +26,8 @@ use crate::{
 
 /// How often a file of another process is looked at.
 const POLL: Duration = Duration::from_millis(50);
+/// How long it may take from claiming an identifier to the ownership record; in truth some milliseconds.
+const BEGINNING: Duration = Duration::from_secs(3600);
 /// What is said of a session whose owner is gone.
 const LOST: &str = "the process that owned the session is gone";
 
@@ -409,6 +411,13 @@ impl Engine {
         let adapters = self.adapters();
         if let Err(error) = self.remove_strays(&mut report).await {
             report.problems.push(format!("runtime: {}", error.report()));
+        }
+        let state = self.state().clone();
+        match blocking(move || state.remove_unbegun(BEGINNING)).await {
+            Ok(ids) => report
+                .removed
+                .extend(ids.iter().map(|id| format!("session {id}, which never began"))),
+            Err(error) => report.problems.push(error.report()),
         }
         for (what, reaped) in [
             ("runtime", adapters.runtime.reap().await),

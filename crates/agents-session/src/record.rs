@@ -3,6 +3,7 @@
 //! ```text
 //! active/ID.json            the ownership record of a session that has not ended
 //! sessions/ID/              the session's folder; making it claims the identifier
+//!     .active.json          the ownership record while it is written
 //!     container.json        the container, once it is verified
 //!     output.log[.1]        the agent's output
 //!     stop                  somebody asks the owner to stop
@@ -19,6 +20,7 @@ use std::{
     io::{self, Write as _},
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use agents_core::{
@@ -31,6 +33,9 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use crate::OutputStream;
+
+/// In a session's folder: an ownership record that is being written.
+const UNFINISHED: &str = ".active.json";
 
 /// What is known of a session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -312,15 +317,47 @@ impl StateDir {
             Error::io("cannot write the ownership record", error).with_context("path", dir.active.display())
         };
         fs::DirBuilder::new().mode(0o700).create(&dir.path).map_err(fault)?;
-        let written =
-            write_json(&dir.active, record, true).and_then(|()| fs::File::open(self.root.join("active"))?.sync_all());
+        let written = replace(&dir.unfinished(), &dir.active, record, true)
+            .and_then(|()| fs::File::open(self.root.join("active"))?.sync_all());
         if let Err(error) = written {
             // Nothing has begun, so the identifier is given back.
-            let _ = fs::remove_file(&dir.active);
+            for file in [&dir.unfinished(), &dir.active] {
+                let _ = fs::remove_file(file);
+            }
             let _ = fs::remove_dir(&dir.path);
             return Err(fault(error));
         }
         Ok(dir)
+    }
+
+    /// Removes the folders of identifiers that were claimed, and whose session has not begun since: their claimant died in
+    /// between. Younger ones may still begin.
+    pub(crate) fn remove_unbegun(&self, age: Duration) -> Result<Vec<SessionId>> {
+        let mut removed = Vec::new();
+        for id in self
+            .names("sessions")?
+            .into_iter()
+            .filter_map(|name| SessionId::new(name).ok())
+        {
+            let dir = self.session(&id);
+            // Whatever a session leaves, it leaves after its record.
+            let holds_more = self
+                .names(&format!("sessions/{id}"))?
+                .iter()
+                .any(|name| name != UNFINISHED);
+            let claimed = fs::metadata(&dir.path).and_then(|metadata| metadata.modified()).ok();
+            let is_old = claimed
+                .and_then(|time| time.elapsed().ok())
+                .is_some_and(|elapsed| elapsed > age);
+            if is_old && !holds_more && dir.record()?.is_none() {
+                fs::remove_dir_all(&dir.path).map_err(|error| {
+                    Error::io("cannot remove the folder of a session that never began", error)
+                        .with_context("path", dir.path.display())
+                })?;
+                removed.push(id);
+            }
+        }
+        Ok(removed)
     }
 
     /// The ownership records, of dead and living owners.
@@ -387,6 +424,11 @@ impl SessionDir {
         self.path.join("output.log")
     }
 
+    /// Where the ownership record is written before it takes its place.
+    fn unfinished(&self) -> PathBuf {
+        self.path.join(UNFINISHED)
+    }
+
     pub(crate) fn stop_file(&self) -> PathBuf {
         self.path.join("stop")
     }
@@ -435,7 +477,7 @@ impl SessionDir {
             return Ok(());
         };
         let record = Record { owner: None, ..record };
-        write_json(&self.active, &record, false).map_err(|error| {
+        replace(&self.unfinished(), &self.active, &record, false).map_err(|error| {
             Error::io("cannot write the ownership record", error).with_context("path", self.active.display())
         })
     }
@@ -455,16 +497,19 @@ impl SessionDir {
 
 /// Replaces a file at once.
 fn write_json(path: &Path, value: &impl Serialize, durable: bool) -> io::Result<()> {
-    // Identifiers never start with a dot, so this is nobody's name.
     let mut temporary = std::ffi::OsString::from(".");
     temporary.push(path.file_name().unwrap_or_default());
-    let temporary = path.with_file_name(temporary);
-    let mut file = fs::File::create(&temporary)?;
+    replace(&path.with_file_name(temporary), path, value, durable)
+}
+
+/// Replaces a file at once by way of a temporary one in the same file system.
+fn replace(temporary: &Path, path: &Path, value: &impl Serialize, durable: bool) -> io::Result<()> {
+    let mut file = fs::File::create(temporary)?;
     file.write_all(&serde_json::to_vec(value)?)?;
     if durable {
         file.sync_data()?;
     }
-    fs::rename(&temporary, path)
+    fs::rename(temporary, path)
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
@@ -506,6 +551,38 @@ mod tests {
             ..owner
         };
         assert!(elsewhere.is_alive(), "what cannot be judged is left alone");
+    }
+
+    #[test]
+    fn an_identifier_that_was_claimed_and_not_used_is_given_back_in_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::open(folder.path()).unwrap();
+        let session = |name: &str| folder.path().join("sessions").join(name);
+        for name in ["claimed", "cut", "begun", "ended"] {
+            fs::create_dir(session(name)).unwrap();
+        }
+        fs::write(session("cut").join(UNFINISHED), "{\"own").unwrap();
+        fs::write(session("ended").join("session.json"), "").unwrap();
+        let record = Record {
+            owner: None,
+            session_id: SessionId::new("begun").unwrap(),
+            agent_id: AgentId::new("agent").unwrap(),
+            user_id: None,
+            runtime: "fake".to_owned(),
+            container_name: ContainerId::new("begun").unwrap(),
+            image: "host".to_owned(),
+            command: Vec::new(),
+            started_at: Timestamp::now(),
+        };
+        write_json(&folder.path().join("active/begun.json"), &record, false).unwrap();
+        assert!(state.remove_unbegun(Duration::from_secs(60)).unwrap().is_empty());
+        let mut removed = state.remove_unbegun(Duration::ZERO).unwrap();
+        removed.sort();
+        assert_eq!(
+            removed.iter().map(SessionId::as_str).collect::<Vec<_>>(),
+            ["claimed", "cut"]
+        );
+        assert!(session("begun").is_dir() && session("ended").is_dir());
     }
 
     #[test]
