@@ -80,7 +80,7 @@ impl FileAudit {
 #[async_trait]
 impl AuditLogger for FileAudit {
     fn info(&self) -> AdapterInfo {
-        AdapterInfo::new("file", env!("CARGO_PKG_VERSION")).with_name(self.location())
+        AdapterInfo::new("file", env!("CARGO_PKG_VERSION")).with_name(self.options.target.path().display().to_string())
     }
 
     fn capabilities(&self) -> AuditCapabilities {
@@ -95,7 +95,12 @@ impl AuditLogger for FileAudit {
     }
 
     fn location(&self) -> String {
-        self.options.target.path().display().to_string()
+        self.options
+            .target
+            .current(jiff::Timestamp::now(), None)
+            .path
+            .display()
+            .to_string()
     }
 
     async fn emit(&self, event: AuditEvent) -> Result<()> {

@@ -68,10 +68,11 @@ async fn nothing_is_there_before_the_first_event_and_then_it_is_private() {
     assert_eq!(audit.query(AuditQuery::new()).await.unwrap().events, []);
     audit.flush().await.unwrap();
     assert!(!folder.path().join("a").exists());
-    assert_eq!(audit.location(), path.display().to_string());
+    assert_eq!(audit.info().name, path.display().to_string());
 
     emit(&audit, 0..3).await;
     let file = only_file(&path);
+    assert_eq!(audit.location(), file.display().to_string());
     assert_eq!(file, path.join(format!("{:.10}.jsonl", Timestamp::now().to_string())));
     assert_eq!(
         (mode(&folder.path().join("a")), mode(&path), mode(&file)),
@@ -301,7 +302,7 @@ async fn what_cannot_be_written_is_an_error_that_says_so() {
     ] {
         let audit = FileAudit::new(config).unwrap();
         let error = audit.emit(event(0)).await.unwrap_err();
-        assert!(error.message().contains(&audit.location()), "{error}");
+        assert!(error.message().contains(&audit.info().name), "{error}");
         assert!(kind.is_none_or(|kind| error.kind() == kind), "{error:?}");
         let availability = audit.check_availability().await.unwrap();
         assert!(!availability.available && !availability.problems[0].remedy.is_empty());
@@ -386,7 +387,7 @@ async fn the_factory_puts_the_trail_into_the_state_folder_unless_told() {
     ] {
         FileAuditFactory::validate(&config).unwrap();
         let audit = FileAuditFactory::build(config, &context).await.unwrap();
-        assert_eq!((audit.location().as_str(), FileAuditFactory::TYPE), (location, "file"));
+        assert_eq!((audit.info().name.as_str(), FileAuditFactory::TYPE), (location, "file"));
     }
     assert!(FileAudit::new(FileAuditConfig::default()).is_err());
     let relative = FileAudit::new(FileAuditConfig::folder("x")).unwrap();

@@ -52,6 +52,16 @@ fn start() -> u8 {
     if let Some(filter) = std::env::var_os("ISOLATED_AGENTS_LOG").filter(|filter| !filter.is_empty()) {
         start_log(&filter.to_string_lossy());
     }
+    if let Command::Run(run) = &cli.command
+        && (supervise || !run.detach)
+        && run
+            .adapters
+            .runtime
+            .as_deref()
+            .is_none_or(|runtime| runtime == "native")
+    {
+        agents_sdk::prefork();
+    }
     // One thread is enough for one session, and starts fastest.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -28,7 +28,7 @@ use crate::{
     host::Host,
     is_initialised, plan,
     spec::{ContainerSpec, Identity, Reply, Request},
-    state, streams, wire,
+    state, streams, take_ahead, wire,
 };
 
 /// The embedded runtime.
@@ -205,6 +205,11 @@ impl NativeRuntime {
 
     /// Starts a helper, with a connection as its standard input.
     fn spawn(&self) -> Result<UnixStream> {
+        if self.helper.is_none()
+            && let Some(link) = take_ahead()
+        {
+            return Ok(link);
+        }
         let helper = self.helper().map_err(|reason| {
             Error::new(
                 ErrorKind::Unavailable,

@@ -17,8 +17,11 @@ mod sys;
 mod wire;
 
 use std::{
-    os::unix::ffi::OsStrExt,
-    sync::atomic::{AtomicBool, Ordering},
+    os::unix::{ffi::OsStrExt, net::UnixStream},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 pub use adapter::NativeRuntime;
@@ -28,6 +31,8 @@ pub use config::{NativeConfig, NativeFactory};
 pub(crate) const HELPER_NAME: &str = "isolated-agents-helper";
 
 static INITIALISED: AtomicBool = AtomicBool::new(false);
+
+static AHEAD: Mutex<Option<UnixStream>> = Mutex::new(None);
 
 /// Turns this process into the runtime's helper if it was started as one; otherwise returns at once.
 ///
@@ -40,6 +45,21 @@ pub fn init() {
     if name.is_some_and(|name| name.as_bytes() == HELPER_NAME.as_bytes()) {
         helper::main();
     }
+}
+
+/// Forks the helper of the first container ahead, which saves that container the start of a program.
+///
+/// Call it after [`init`] and before any thread is started; with threads it does nothing. A helper that is not used ends
+/// with the process.
+pub fn prefork() {
+    if let Some(link) = helper::fork_ahead() {
+        *AHEAD.lock().unwrap_or_else(PoisonError::into_inner) = Some(link);
+    }
+}
+
+/// The helper that was forked ahead, once.
+pub(crate) fn take_ahead() -> Option<UnixStream> {
+    AHEAD.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
 /// Whether [`init`] was called, so that this program can be started as the helper.

@@ -312,6 +312,36 @@ pub(crate) fn close_on_exec_from(first: u32) -> io::Result<()> {
     }
 }
 
+/// Overwrites the arguments and the environment that the process was started with, which `/proc/PID/cmdline` and
+/// `/proc/PID/environ` show, by a name and zeros.
+///
+/// Only for a forked child that reads neither any more.
+pub(crate) fn overwrite_arguments(name: &str) -> io::Result<()> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    // Fields 48 to 51, proc_pid_stat(5), counted from the end of the name in parentheses: 3 is the first after it.
+    let fields = stat
+        .rsplit_once(')')
+        .map(|(_, rest)| rest.split_whitespace())
+        .ok_or(io::ErrorKind::InvalidData)?;
+    let bounds: Vec<usize> = fields.skip(45).take(4).filter_map(|field| field.parse().ok()).collect();
+    let &[arg_start, arg_end, env_start, env_end] = bounds.as_slice() else {
+        return Err(io::ErrorKind::InvalidData.into());
+    };
+    for (start, end) in [(arg_start, arg_end), (env_start, env_end)] {
+        if start == 0 || end < start {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        // SAFETY: the kernel says that this range of our own stack holds the strings that the process was started with. It
+        // is mapped and writable, a string of zeros stays a string for whoever has a pointer to it, and there is no other
+        // thread.
+        unsafe { ptr::write_bytes(ptr::with_exposed_provenance_mut::<u8>(start), 0, end - start) };
+    }
+    let len = name.len().min((arg_end - arg_start).saturating_sub(1));
+    // SAFETY: the same range, and no longer than it.
+    unsafe { ptr::copy_nonoverlapping(name.as_ptr(), ptr::with_exposed_provenance_mut::<u8>(arg_start), len) };
+    Ok(())
+}
+
 /// Closes every descriptor above the standard ones, but one.
 ///
 /// Only for a child that has been forked to become another kind of process: it must never use or drop an owner of the

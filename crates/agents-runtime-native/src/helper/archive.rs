@@ -158,7 +158,10 @@ fn walk<W: Write>(archive: &mut tar::Builder<W>, folder: OwnedFd, name: &Path, d
                     continue;
                 };
                 let stat = rustix::fs::fstat(&file)?;
-                if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
+                // Holes are written as such, so that a file that is nothing but a large hole costs nothing.
+                if is_sparse(&stat) {
+                    archive.append_file(&path, &mut File::from(file))?;
+                } else if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
                     add(archive, &path, &stat, Exact::new(File::from(file), &stat))?;
                 }
             }
@@ -173,6 +176,11 @@ fn walk<W: Write>(archive: &mut tar::Builder<W>, folder: OwnedFd, name: &Path, d
         }
     }
     Ok(())
+}
+
+fn is_sparse(stat: &Stat) -> bool {
+    // Blocks are counted in 512 bytes, stat(2).
+    FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size / 512 > stat.st_blocks + 8
 }
 
 fn add<W: Write>(archive: &mut tar::Builder<W>, path: &Path, stat: &Stat, content: impl Read) -> io::Result<()> {

@@ -36,14 +36,53 @@ use crate::{
 
 /// Runs the helper over a connection to the runtime, which is its standard input. Never returns.
 pub(crate) fn main() -> ! {
+    match owner() {
+        Ok(owner) => run(&owner),
+        Err(_) => exit_now(125),
+    }
+}
+
+/// Forks a helper ahead of its first use, and returns the connection to it. `None` when the process has threads already,
+/// so that forking it would not be safe, or when it fails: the helper is started as a program then.
+pub(crate) fn fork_ahead() -> Option<UnixStream> {
+    if fs::read_dir("/proc/self/task").ok()?.count() != 1 {
+        return None;
+    }
+    let (ours, theirs) = UnixStream::pair().ok()?;
+    match fork(CloneFlags::NONE).ok()? {
+        Some(child) => {
+            // It only forks the helper, so that nobody has to take that off later.
+            let status = waitpid(Some(child), WaitOptions::empty()).ok()??.1;
+            (status.exit_status() == Some(0)).then_some(ours)
+        }
+        None => match fork(CloneFlags::NONE) {
+            Ok(None) => {
+                let ready = become_helper(&theirs);
+                if ready.is_err() {
+                    exit_now(125);
+                }
+                run(&theirs)
+            }
+            forked => exit_now(i32::from(forked.is_err())),
+        },
+    }
+}
+
+/// What starting a program would do: another name, no arguments, no environment, no descriptors, a process group.
+fn become_helper(owner: &UnixStream) -> std::io::Result<()> {
+    rustix::process::setsid()?;
+    sys::overwrite_arguments(crate::HELPER_NAME)?;
+    sys::keep_only(owner)?;
+    rustix::process::chdir("/")?;
+    lead_nowhere()
+}
+
+fn run(owner: &UnixStream) -> ! {
     // A forked process that unwinds would run destructors that are its parent's.
     std::panic::set_hook(Box::new(|_| exit_now(101)));
-    let code = match owner() {
-        Ok(owner) => match wire::receive::<ContainerSpec>(&owner) {
-            Ok(Some((spec, _))) => serve(spec, &owner),
-            _ => 125,
-        },
-        Err(_) => 125,
+    let code = match wire::receive::<ContainerSpec>(owner) {
+        Ok(Some((spec, _))) => serve(spec, owner),
+        _ => 125,
     };
     exit_now(code)
 }
@@ -51,11 +90,13 @@ pub(crate) fn main() -> ! {
 /// Moves the connection away from standard input, and lets the three standard descriptors lead nowhere.
 fn owner() -> std::io::Result<UnixStream> {
     let owner = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
-    let nothing = fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
-    for number in 0..3 {
-        sys::install_stdio(&nothing, number)?;
-    }
+    lead_nowhere()?;
     Ok(owner)
+}
+
+fn lead_nowhere() -> std::io::Result<()> {
+    let nothing = fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    (0..3).try_for_each(|number| sys::install_stdio(&nothing, number))
 }
 
 /// A container's first process and what leads to it.

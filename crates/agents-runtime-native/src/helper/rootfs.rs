@@ -133,16 +133,17 @@ pub(crate) fn build(
     let stage = stage()?;
     let root = stage.join("root");
     make_dir(&root)?;
+    let empty = empty_file(&stage)?;
     let mut scratch = None;
     if !spec.read_only_root {
         scratch = Some(self::scratch(spec, &stage, scratch_mount()?)?);
     }
     match &spec.root {
-        Root::Host => host_root(spec, &root)?,
+        Root::Host => host_root(spec, &root, &empty)?,
         Root::Layers(_) => layered_root(spec, &stage, &root, &mounts.layers, scratch.as_deref())?,
     }
     dev(&root)?;
-    proc(&root)?;
+    proc(&root, &empty)?;
     tmpfs(&root.join("sys"), "mode=755,size=64k", true)?;
     run(spec, &root)?;
     let mut binds = mounts.binds;
@@ -255,7 +256,7 @@ fn attach(open: &OwnedFd, target: &Path) -> Result<(), Failure> {
 }
 
 /// A skeleton with the host's folders mounted read-only.
-fn host_root(spec: &ContainerSpec, root: &Path) -> Result<(), Failure> {
+fn host_root(spec: &ContainerSpec, root: &Path, empty: &Path) -> Result<(), Failure> {
     tmpfs(root, "mode=755,size=16m", false)?;
     for name in HOST_FOLDERS {
         let source = Path::new("/").join(name);
@@ -279,7 +280,7 @@ fn host_root(spec: &ContainerSpec, root: &Path) -> Result<(), Failure> {
         }
     }
     for secret in HOST_SECRETS {
-        mask(&root.join(secret.trim_start_matches('/')))?;
+        mask(&root.join(secret.trim_start_matches('/')), empty)?;
     }
     skeleton(spec, root)
 }
@@ -417,8 +418,25 @@ fn bind(source: &Path, recursive: bool) -> Result<OwnedFd, Failure> {
     }
 }
 
+/// An empty file that can be read and not written to, by anybody. A device would not do: writing to one is no writing to
+/// the file system that it lies in.
+fn empty_file(stage: &Path) -> Result<PathBuf, Failure> {
+    let empty = stage.join("empty");
+    write_file(&empty, b"", 0o444)?;
+    rustix::mount::mount_bind(&empty, &empty).context("cannot mount an empty file")?;
+    let open = clone_root(&empty)?;
+    let attributes = MountAttributes {
+        read_only: true,
+        no_dev: true,
+        no_exec: true,
+        id_map: None,
+    };
+    mount_setattr(open.as_fd(), false, attributes).context("cannot protect an empty file")?;
+    Ok(empty)
+}
+
 /// Hides a file or a folder behind nothing.
-fn mask(path: &Path) -> Result<(), Failure> {
+fn mask(path: &Path, empty: &Path) -> Result<(), Failure> {
     let Ok(metadata) = fs::symlink_metadata(path) else {
         return Ok(());
     };
@@ -428,8 +446,8 @@ fn mask(path: &Path) -> Result<(), Failure> {
     if metadata.is_dir() {
         return tmpfs(path, "mode=555,size=4k,nr_inodes=2", true);
     }
-    // The old system call, since what is hidden may be a file that only root may open.
-    rustix::mount::mount_bind("/dev/null", path).context(format_args!("cannot hide {}", path.display()))
+    // The copy of a mount is as read-only as the mount.
+    rustix::mount::mount_bind(empty, path).context(format_args!("cannot hide {}", path.display()))
 }
 
 fn dev(root: &Path) -> Result<(), Failure> {
@@ -487,7 +505,7 @@ fn dev(root: &Path) -> Result<(), Failure> {
     .context("cannot protect /dev")
 }
 
-fn proc(root: &Path) -> Result<(), Failure> {
+fn proc(root: &Path, empty: &Path) -> Result<(), Failure> {
     let proc = root.join("proc");
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount("proc", &proc, "proc", flags, None).context("cannot mount /proc")?;
@@ -500,7 +518,7 @@ fn proc(root: &Path) -> Result<(), Failure> {
     };
     mount_setattr(sys.as_fd(), true, attributes).context("cannot protect /proc/sys")?;
     attach(&sys, &proc.join("sys"))?;
-    MASKED_PROC.iter().try_for_each(|name| mask(&proc.join(name)))
+    MASKED_PROC.iter().try_for_each(|name| mask(&proc.join(name), empty))
 }
 
 /// `/run`, with the secrets.
