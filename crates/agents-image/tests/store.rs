@@ -188,14 +188,10 @@ fn dropping_the_future_stops_and_cleans() {
     world.resolve(&file).unwrap();
 }
 
-/// Runs in a process of its own, to be killed.
-#[test]
-#[ignore = "run by kill_at_any_moment_leaves_only_what_gc_takes"]
-fn child() {
-    let root = std::env::var("AGENTS_IMAGE_TEST_ROOT").unwrap();
-    let image = std::env::var("AGENTS_IMAGE_TEST_IMAGE").unwrap();
-    let store = ImageStore::open(root).unwrap();
-    common::resolve(&store, &image, &ResolveOptions::new()).unwrap();
+/// The example `resolve`, which cargo builds with the tests: a process of its own, to be killed.
+fn resolver() -> std::path::PathBuf {
+    let own = std::env::current_exe().unwrap();
+    own.parent().and_then(Path::parent).unwrap().join("examples/resolve")
 }
 
 #[test]
@@ -211,10 +207,9 @@ fn kill_at_any_moment_leaves_only_what_gc_takes() {
     let file = world.write("image.tar", &TestImage::gzipped(layers).docker_archive(&[]));
     let root = world.store.root().to_owned();
     let run = |root: &Path| {
-        Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "child", "--ignored"])
-            .env("AGENTS_IMAGE_TEST_ROOT", root)
-            .env("AGENTS_IMAGE_TEST_IMAGE", &file)
+        Command::new(resolver())
+            .arg(&file)
+            .arg(root)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
