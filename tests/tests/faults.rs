@@ -194,13 +194,13 @@ fn limits_without_a_cgroup_are_refused() -> Outcome {
 fn what_the_user_may_not_read() -> Outcome {
     let place = Place::new(Caller::User)?;
     let folder = place.folder("closed");
-    fs::set_permissions(&folder, fs::Permissions::from_mode(0)).expect("permissions");
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o0)).expect("permissions");
     refused(&place, &["--workspace", "closed", "--", "true"], 125, &["closed"]);
     refused(&place, &["--mount", "closed:/data", "--", "true"], 125, &["closed"]);
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o555)).expect("permissions");
     refused(&place, &["--workspace", "closed", "--", "true"], 125, &["closed"]);
     let file = place.file("secret", "s");
-    fs::set_permissions(&file, fs::Permissions::from_mode(0)).expect("permissions");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o0)).expect("permissions");
     let reference = format!("k=file:{file}");
     refused(&place, &["--secret", &reference, "--", "true"], 125, &[&file]);
     let args = place.run_args(&["--state-dir", "/proc/none", "--", "true"]);

@@ -357,7 +357,7 @@ pub(super) fn exit_of(ended: Option<Ended>, before: Usage, after: Usage, left: L
     // A file system may refuse a whole write that needs more than what is left, and writes are up to 2 MiB long.
     if left
         .disk
-        .is_some_and(|(used, free)| used > 0 && free < (2 << 20).min((used + free) / 8))
+        .is_some_and(|(used, free)| used > 0 && free <= (2 << 20).min((used + free) / 8))
     {
         return Exit::DiskLimit { code };
     }
