@@ -15,3 +15,8 @@ pub use place::Place;
 pub use ran::{OBJECT_KEYS, Ran, assert_object, wait_for, wait_until};
 pub use suite::{Outcome, Skip, for_callers, require_root, run, trial};
 pub use traces::{assert_nothing_of_ours_runs, network_namespaces, processes};
+
+/// The README's program compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

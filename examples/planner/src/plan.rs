@@ -42,8 +42,8 @@ fn make<'a>(tools: &[&'a Tool], state: State<'a>, thing: &str, pending: &mut Vec
     if !pending.iter().any(|name| name == thing) {
         pending.push(thing.to_owned());
         for tool in tools.iter().filter(|tool| tool.makes.iter().any(|made| made == thing)) {
-            let needs = tool.needs.iter();
-            let made = needs.fold(Ok(state.clone()), |state, need| make(tools, state?, need, pending));
+            let mut needs = tool.needs.iter();
+            let made = needs.try_fold(state.clone(), |state, need| make(tools, state, need, pending));
             match made {
                 Ok(mut state) => {
                     pending.pop();
