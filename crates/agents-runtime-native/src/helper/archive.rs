@@ -134,6 +134,8 @@ fn walk<W: Write>(archive: &mut tar::Builder<W>, folder: OwnedFd, name: &Path, d
         return Ok(());
     }
     let mut entries = Dir::read_from(&folder)?;
+    // Files come before folders, so that a folder with too much in it hides nothing that lies beside it.
+    let mut folders = Vec::new();
     while let Some(entry) = entries.read() {
         let entry = entry?;
         let raw = entry.file_name();
@@ -147,12 +149,7 @@ fn walk<W: Write>(archive: &mut tar::Builder<W>, folder: OwnedFd, name: &Path, d
         };
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => {
-                add(archive, &path, &stat, io::empty())?;
-                if let Ok(inner) = openat(&folder, raw, flags | OFlags::DIRECTORY, Mode::empty()) {
-                    walk(archive, inner, &path, depth + 1)?;
-                }
-            }
+            FileType::Directory => folders.push((raw.to_owned(), path, stat)),
             FileType::RegularFile => {
                 let Ok(file) = openat(&folder, raw, flags, Mode::empty()) else {
                     continue;
@@ -173,6 +170,14 @@ fn walk<W: Write>(archive: &mut tar::Builder<W>, folder: OwnedFd, name: &Path, d
                 archive.append_link(&mut header, &path, std::ffi::OsStr::from_bytes(link.to_bytes()))?;
             }
             _ => add(archive, &path, &stat, io::empty())?,
+        }
+    }
+    drop(entries);
+    for (raw, path, stat) in folders {
+        add(archive, &path, &stat, io::empty())?;
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        if let Ok(inner) = openat(&folder, raw, flags, Mode::empty()) {
+            walk(archive, inner, &path, depth + 1)?;
         }
     }
     Ok(())
