@@ -20,3 +20,8 @@ pub use traces::{assert_nothing_of_ours_runs, network_namespaces, processes};
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 struct Readme;
+
+/// So does what the guide for users of the Python package shows.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/upgrade.md")]
+struct Upgrade;
