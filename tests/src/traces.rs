@@ -88,6 +88,11 @@ pub fn processes() -> Vec<(u32, OsString)> {
     numbers.filter_map(command).collect()
 }
 
+fn owner(pid: u32) -> Option<u32> {
+    let metadata = fs::metadata(format!("/proc/{pid}")).ok()?;
+    Some(std::os::unix::fs::MetadataExt::uid(&metadata))
+}
+
 /// The network namespaces of all processes that can be looked at.
 pub fn network_namespaces() -> BTreeSet<PathBuf> {
     let links = processes().into_iter().map(|(pid, _)| format!("/proc/{pid}/ns/net"));
@@ -98,7 +103,8 @@ pub fn network_namespaces() -> BTreeSet<PathBuf> {
 /// alone; otherwise it looks for helpers of the same user.
 #[track_caller]
 pub fn assert_nothing_of_ours_runs() {
-    let is_root = rustix::process::geteuid().is_root();
+    let user = rustix::process::geteuid().as_raw();
+    let is_root = user == 0;
     let own = std::process::id();
     let mut left = Vec::new();
     for _ in 0..100 {
@@ -106,7 +112,7 @@ pub fn assert_nothing_of_ours_runs() {
         left.retain(|(pid, command)| match is_root {
             // The first process of the namespace started us, and a program without arguments has been ended already.
             true => *pid != 1 && *pid != own && !command.is_empty(),
-            false => command == "isolated-agents-helper",
+            false => command == "isolated-agents-helper" && owner(*pid) == Some(user),
         });
         if left.is_empty() {
             break;
