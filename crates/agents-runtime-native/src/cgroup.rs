@@ -388,7 +388,10 @@ impl Group {
             Self::V2 { folder } => put(folder, "cgroup.freeze", u8::from(frozen))?,
         }
         let deadline = Instant::now() + Duration::from_secs(2);
-        while frozen && !self.is_frozen() && Instant::now() < deadline {
+        while frozen && !self.is_frozen() {
+            if Instant::now() > deadline {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
             thread::sleep(Duration::from_micros(200));
         }
         Ok(())

@@ -263,7 +263,6 @@ const ALLOWED: &[&str] = &[
     "sigaltstack",
     "signalfd",
     "signalfd4",
-    "socketpair",
     "splice",
     "stat",
     "statfs",
@@ -303,9 +302,9 @@ const ALLOWED: &[&str] = &[
     "writev",
 ];
 
-/// Calls that answer `ENOSYS`, for which the C library has a way around: the flags of `clone3` lie in memory, where a
-/// filter cannot see them.
-const UNKNOWN: &[&str] = &["clone3"];
+/// Calls that answer `ENOSYS`, for which programs have a way around: the flags of `clone3` and the mode of `openat2` lie in
+/// memory, where a filter cannot see them.
+const UNKNOWN: &[&str] = &["clone3", "openat2"];
 
 /// Every flag of `clone` that makes a namespace: the ones of `sched.h`, CLONE_NEWTIME being out of range here.
 const CLONE_NAMESPACES: u64 = 0x7E02_0000;
@@ -347,6 +346,8 @@ pub(crate) fn default_filters() -> Result<Filters> {
     // The C library lists interfaces through NETLINK_ROUTE, which is 0.
     sockets.push(vec![family(libc::AF_NETLINK)?, is(2, 0)?]);
     allow("socket", sockets)?;
+    // Of the other families some have pairs too, and asking for one is enough to load its module.
+    allow("socketpair", vec![vec![family(libc::AF_UNIX)?]])?;
     // FIFOs, sockets and plain files, but no devices.
     let kinds = [0, libc::S_IFREG, libc::S_IFIFO, libc::S_IFSOCK];
     for (name, argument) in [("mknod", 1), ("mknodat", 2)] {
@@ -368,14 +369,87 @@ pub(crate) fn default_filters() -> Result<Filters> {
     allow("personality", domains?)?;
     // The one that refuses comes last, since it refuses the installing of filters too.
     Ok(vec![
+        other_numbers(),
+        set_id_bits()?,
         unknown_calls()?,
         compile(rules, SeccompAction::Errno(errno(libc::EPERM)), SeccompAction::Allow)?,
     ])
 }
 
+/// The bits that lend a program its owner's or its group's rights.
+const SET_ID: [u64; 2] = [0o4000, 0o2000];
+
+/// Nobody inside makes a set-user-id or set-group-id file: in a writable folder of the host it would belong to the caller
+/// there, so that any other user of the host could run the agent's program with the caller's rights. As in systemd's
+/// `RestrictSUIDSGID`, `openat2` is unknown, since its mode lies in memory, where a filter cannot see it.
+fn set_id_bits() -> Result<BpfProgram> {
+    let bits = |argument, mask: u64, value: u64| {
+        SeccompCondition::new(argument, Width::Dword, Op::MaskedEq(mask), value).map_err(broken)
+    };
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+    for (name, argument) in [
+        ("chmod", 1),
+        ("fchmod", 1),
+        ("fchmodat", 2),
+        ("fchmodat2", 2),
+        ("creat", 1),
+        ("mknod", 1),
+        ("mknodat", 2),
+    ] {
+        if let Ok(number) = Sysno::from_str(name) {
+            let rules = rules.entry(i64::from(number.id())).or_default();
+            for bit in SET_ID {
+                rules.push(SeccompRule::new(vec![bits(argument, bit, bit)?]).map_err(broken)?);
+            }
+        }
+    }
+    // The mode counts only where a file is made.
+    let unnamed = u64::from((libc::O_TMPFILE & !libc::O_DIRECTORY).unsigned_abs());
+    for (name, flags) in [("open", 1), ("openat", 2)] {
+        if let Ok(number) = Sysno::from_str(name) {
+            let rules = rules.entry(i64::from(number.id())).or_default();
+            for making in [u64::from(libc::O_CREAT.unsigned_abs()), unnamed] {
+                for bit in SET_ID {
+                    let conditions = vec![bits(flags, making, making)?, bits(flags + 1, bit, bit)?];
+                    rules.push(SeccompRule::new(conditions).map_err(broken)?);
+                }
+            }
+        }
+    }
+    compile(rules, SeccompAction::Allow, errno_eperm())
+}
+
+/// Refuses the numbers of the x32 calls, which have the same architecture as the others and would pass a profile that
+/// allows whatever it does not name.
+fn other_numbers() -> BpfProgram {
+    let instruction = |code: u32, jt, jf, k| seccompiler::sock_filter {
+        code: u16::try_from(code).unwrap_or(0),
+        jt,
+        jf,
+        k,
+    };
+    // The number of the call is the first field of `seccomp_data`, and X32_SYSCALL_BIT is set in these.
+    vec![
+        instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+        instruction(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, 0, 1, 0x4000_0000),
+        instruction(
+            libc::BPF_RET | libc::BPF_K,
+            0,
+            0,
+            libc::SECCOMP_RET_ERRNO | errno(libc::ENOSYS),
+        ),
+        instruction(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ]
+}
+
 fn unknown_calls() -> Result<BpfProgram> {
     let numbers = UNKNOWN.iter().filter_map(|name| Sysno::from_str(name).ok());
     let rules = numbers.map(|number| (i64::from(number.id()), Vec::new())).collect();
+    compile(rules, SeccompAction::Allow, SeccompAction::Errno(errno(libc::ENOSYS)))
+}
+
+fn refuse_openat2() -> Result<BpfProgram> {
+    let rules = BTreeMap::from([(i64::from(Sysno::openat2.id()), Vec::new())]);
     compile(rules, SeccompAction::Allow, SeccompAction::Errno(errno(libc::ENOSYS)))
 }
 
@@ -504,10 +578,12 @@ pub(crate) fn profile_filters(text: &str, capabilities: &[String]) -> Result<Fil
             BTreeMap::new(),
         ));
     }
-    groups
-        .into_iter()
-        .map(|(answer, rules)| compile(rules, otherwise.clone(), answer))
-        .collect()
+    // What no profile can want, first, since a profile may refuse the installing of filters.
+    let mut filters = vec![other_numbers(), set_id_bits()?, refuse_openat2()?];
+    for (answer, rules) in groups {
+        filters.push(compile(rules, otherwise.clone(), answer)?);
+    }
+    Ok(filters)
 }
 
 fn errno_eperm() -> SeccompAction {
@@ -625,7 +701,7 @@ mod tests {
             {"names": ["clone"], "action": "SCMP_ACT_ALLOW",
              "args": [{"index": 0, "value": 2114060288, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}]},
             {"names": ["mount"], "action": "SCMP_ACT_ALLOW", "includes": {"caps": ["CAP_SYS_ADMIN"]}}]}"#;
-        assert_eq!(profile_filters(good, &[]).unwrap().len(), 1);
+        assert_eq!(profile_filters(good, &[]).unwrap().len(), 4);
         for bad in [
             "{}",
             "[]",

@@ -41,7 +41,9 @@ impl CloneFlags {
 pub(crate) fn fork(flags: CloneFlags) -> io::Result<Option<Pid>> {
     // SAFETY: a `clone` without CLONE_VM and with a null stack behaves as `fork`. The helper has one thread, so no lock of
     // the allocator or of std can be held by a thread that the child lacks.
-    let pid = unsafe { libc::syscall(libc::SYS_clone, libc::c_long::from(flags.0 | libc::SIGCHLD), 0, 0, 0, 0) };
+    // The zeros are as wide as registers, since a variadic call fills no more of a register than its argument has.
+    let (flags, none) = (libc::c_long::from(flags.0 | libc::SIGCHLD), 0 as libc::c_long);
+    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, none, none, none, none) };
     match pid {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(None),
@@ -78,6 +80,12 @@ pub(crate) fn reset_signals() {
         libc::sigemptyset(&raw mut empty);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const empty, ptr::null_mut());
     }
+}
+
+/// Makes ended children wait to be taken off, also when the program that started this one ignores them.
+pub(crate) fn keep_ended_children() {
+    // SAFETY: setting SIG_DFL hands no function or memory of ours to the kernel.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
 }
 
 /// Blocks SIGCHLD and returns a descriptor that becomes readable when one is pending.

@@ -77,8 +77,8 @@ fn inside(
 /// Does a job in a child while the container's processes are stopped. It takes a process that has kept the host's rights
 /// to let them go on.
 fn stopped(group: &Group, job: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
-    group.freeze(true).context("cannot stop the container's processes")?;
     let attempt = || -> Result<(), Failure> {
+        group.freeze(true).context("cannot stop the container's processes")?;
         let (ours, theirs) = UnixStream::pair().context("cannot make a socket")?;
         let Some(child) = fork(CloneFlags::NONE).context("cannot start a copying process")? else {
             drop(ours);
@@ -251,6 +251,8 @@ fn unpack(path: &str, source: OwnedFd) -> Result<(), Failure> {
     rustix::process::chdir(path).context(format_args!("cannot enter {path}"))?;
     let mut archive = tar::Archive::new(File::from(source));
     archive.set_preserve_permissions(true);
+    // The filter refuses these to every process with the agent's rights.
+    archive.set_mask(0o6000);
     archive.set_preserve_mtime(true);
     archive.set_overwrite(true);
     archive.unpack(".").map_err(|error| {

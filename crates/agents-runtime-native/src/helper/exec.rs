@@ -11,7 +11,7 @@ use std::{
 use agents_core::{Exit, KillReason};
 use rustix::{
     event::{PollFd, PollFlags, poll},
-    process::{Signal, WaitOptions, kill_process, waitpid},
+    process::{PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, pidfd_send_signal, waitpid},
 };
 
 use super::{
@@ -26,6 +26,13 @@ use crate::{
     sys::{self, CloneFlags, exit_now, fork, setns},
     wire,
 };
+
+/// How long a supervisor may take to start its process. One that somebody inside has stopped never does.
+const START: Duration = Duration::from_secs(30);
+
+/// How long a supervisor may take to end its process tree. One that somebody inside has stopped, or that cannot kill as
+/// fast as others fork, never does.
+const GRACE: Duration = Duration::from_secs(2);
 
 impl Namespaces {
     /// Enters what is needed to see the container's files with its ids.
@@ -85,6 +92,8 @@ fn supervise(
             .unwrap_or_default()
     };
     let before = usage();
+    // By now its number may stand for another process at any time.
+    let first = pidfd_open(container.pid, PidfdFlags::empty()).context("the container is gone")?;
     let (ours, theirs) = UnixStream::pair().context("cannot make a socket")?;
     if let Some(group) = &container.spec.identity.group {
         group
@@ -102,7 +111,9 @@ fn supervise(
     };
     drop(theirs);
     let terminal = process.tty.is_some();
+    ours.set_read_timeout(Some(START)).context("cannot set a time limit")?;
     let (launch, terminal_fd) = order_start(&ours, fds)?;
+    ours.set_read_timeout(None).context("cannot lift the time limit")?;
     match launch {
         Launch::NotStarted { reason, message } => {
             let _ = kill_process(supervisor, Signal::KILL);
@@ -117,22 +128,21 @@ fn supervise(
     drop(terminal_fd);
     let deadline = deadline_ms.map(|ms| Instant::now() + Duration::from_millis(ms));
     let (ended, reason) = watch(client, &ours, deadline);
+    if ended.is_none() {
+        // Somebody inside has killed the supervisor or keeps it from its work, so that what it looked after can no longer be
+        // told from the rest: the container ends, rather than that a deadline reaches only a part of it.
+        let _ = pidfd_send_signal(&first, Signal::KILL);
+    }
     let _ = waitpid(Some(supervisor), WaitOptions::empty());
     Ok(match (ended, reason) {
         (_, Some(reason)) => killed(reason),
         (Some((ended, left)), None) => exit_of(Some(ended), before, usage(), left),
-        (None, None) => lost(container, before, usage()),
+        (None, None) => lost(before, usage()),
     })
 }
 
-/// The supervisor's end without a word means that somebody inside killed it, so that what it looked after can no longer
-/// be told from the rest: the container ends, rather than that a deadline reaches only a part of it. When the memory ran
-/// out, the kernel may have chosen it.
-fn lost(container: &Container, before: Usage, after: Usage) -> Exit {
-    if let Some(group) = &container.spec.identity.group {
-        group.kill();
-    }
-    let _ = kill_process(container.pid, Signal::KILL);
+/// The supervisor's end without a word: when the memory ran out, the kernel may have chosen it.
+fn lost(before: Usage, after: Usage) -> Exit {
     if after.oom_kills > before.oom_kills {
         return Exit::OutOfMemory;
     }
@@ -150,26 +160,27 @@ fn watch(
     deadline: Option<Instant>,
 ) -> (Option<Ending>, Option<KillReason>) {
     let mut reason = None;
+    let mut until = deadline;
     let mut client_open = true;
     loop {
         let mut fds = vec![PollFd::new(supervisor, PollFlags::IN)];
         if client_open {
             fds.push(PollFd::new(client, PollFlags::IN));
         }
-        let left = deadline
-            .filter(|_| reason.is_none())
-            .map(|at| at.saturating_duration_since(Instant::now()));
+        let left = until.map(|at| at.saturating_duration_since(Instant::now()));
         let polled = poll(&mut fds, left.map(timespec).as_ref());
         let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
         drop(fds);
         let mut kill = |why| {
             if reason.is_none() {
                 reason = Some(why);
+                until = Some(Instant::now() + GRACE);
                 let _ = wire::send(supervisor, &Order::Kill, &[]);
             }
         };
         match polled {
             Err(_) => continue,
+            Ok(0) if reason.is_some() => return (None, reason),
             Ok(0) => {
                 kill(KillReason::Deadline);
                 continue;

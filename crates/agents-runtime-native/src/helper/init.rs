@@ -162,6 +162,9 @@ pub(crate) fn drop_privileges(spec: &ContainerSpec, filters: &Filters, own: Capa
         set_thread_uid(Uid::from_raw(spec.uid)).context("cannot become the agent's user")?;
         set_keep_capabilities(false).context("cannot reset the keeping of capabilities")?;
     }
+    // Nobody inside may look into a process that is our own code, or trace it; said before the capabilities go, since they
+    // are all that protects it from another process of the same user until then.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("cannot protect the process")?;
     clear_ambient_capability_set().context("cannot clear the ambient capabilities")?;
     let sets = CapabilitySets {
         effective: kept | own,
@@ -173,8 +176,6 @@ pub(crate) fn drop_privileges(spec: &ContainerSpec, filters: &Filters, own: Capa
         let capability = CapabilitySet::from_bits_retain(1 << number);
         configure_capability_in_ambient_set(capability, true).context("cannot keep a capability")?;
     }
-    // Nobody inside may look into a process that is our own code, or trace it.
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("cannot protect the process")?;
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("cannot bind the process")?;
     set_no_new_privs(true).context("cannot set no_new_privs")?;
     for program in filters {

@@ -80,6 +80,7 @@ fn become_helper(owner: &UnixStream) -> std::io::Result<()> {
 fn run(owner: &UnixStream) -> ! {
     // A forked process that unwinds would run destructors that are its parent's.
     std::panic::set_hook(Box::new(|_| exit_now(101)));
+    sys::keep_ended_children();
     let code = match wire::receive::<ContainerSpec>(owner) {
         Ok(Some((spec, _))) => serve(spec, owner),
         _ => 125,
@@ -114,7 +115,10 @@ struct Container {
 impl Drop for Container {
     /// Nobody needs what is in the writable space any more, so that it is not written to disk first, which may take long.
     fn drop(&mut self) {
-        if let Some(scratch) = &self.scratch {
+        // 7 is the major number of loop devices (Documentation/admin-guide/devices.txt): nothing else is ever given up.
+        if let Some(scratch) = &self.scratch
+            && rustix::fs::fstat(scratch).is_ok_and(|stat| rustix::fs::major(stat.st_dev) == 7)
+        {
             let _ = sys::discard_file_system(scratch.as_fd());
         }
     }

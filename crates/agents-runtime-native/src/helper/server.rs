@@ -28,6 +28,9 @@ use crate::{
     wire,
 };
 
+/// How long the first process may take to answer.
+const PATIENCE: Duration = Duration::from_millis(500);
+
 /// How far the container has come.
 #[derive(Debug)]
 enum Stage {
@@ -55,6 +58,8 @@ struct Server<'a> {
     workers: Vec<Pid>,
     left: Left,
     since: Instant,
+    /// Whether a worker was asked to stop the container's processes, and may have left them so.
+    stops: bool,
 }
 
 /// Serves requests until the owner is gone or the container is destroyed.
@@ -65,6 +70,7 @@ pub(super) fn serve(container: Container, owner: &UnixStream, listener: &UnixLis
         workers: Vec::new(),
         left: Left::default(),
         since: Instant::now(),
+        stops: false,
     };
     let destroyed = server.run(owner, listener);
     server.end_all();
@@ -133,6 +139,16 @@ impl Server<'_> {
         if let Stage::Running(run) = &mut self.stage {
             run.killed.get_or_insert(reason);
             let _ = kill_process(self.container.pid, Signal::KILL);
+            self.go_on();
+        }
+    }
+
+    /// Lets stopped processes go on, since with cgroups of version 1 these do not even end.
+    fn go_on(&self) {
+        if self.stops
+            && let Some(group) = &self.container.spec.identity.group
+        {
+            let _ = group.freeze(false);
         }
     }
 
@@ -197,6 +213,7 @@ impl Server<'_> {
             }),
             Request::CopyFrom { path, quiesce } => {
                 let quiesce = quiesce && !matches!(self.stage, Stage::Ended);
+                self.stops |= quiesce;
                 self.work(|container| archive::copy_from(container, &client, &path, quiesce, fds))
             }
             Request::CopyTo { path } => self.work(|container| archive::copy_to(container, &client, &path, fds)),
@@ -285,7 +302,11 @@ impl Server<'_> {
     fn counters(&mut self) -> Counters {
         // Whatever else is on its way, such as the main process's end, is heard as usual.
         if !matches!(self.stage, Stage::Ended) && wire::send(&self.container.socket, &Order::Disk, &[]).is_ok() {
-            self.hear();
+            // One that is stopped, or has more to take off than it can, answers later or never, and must not hold up the rest.
+            let mut answer = [PollFd::new(&self.container.socket, PollFlags::IN)];
+            if poll(&mut answer, Some(&timespec(PATIENCE))).is_ok_and(|ready| ready > 0) {
+                self.hear();
+            }
         }
         let memory_limit_bytes = self.container.spec.limits.memory_bytes;
         Counters {
@@ -298,17 +319,25 @@ impl Server<'_> {
 
     /// Ends every process that belongs to the container.
     fn end_all(&mut self) {
+        for worker in &self.workers {
+            let _ = kill_process(*worker, Signal::KILL);
+        }
+        // One that was copying may have stopped the container's processes, and one of those may be another worker.
+        while !self.workers.is_empty() {
+            self.go_on();
+            self.workers
+                .retain(|pid| matches!(waitpid(Some(*pid), WaitOptions::NOHANG), Ok(None)));
+            if !self.workers.is_empty() {
+                std::thread::sleep(Duration::from_micros(100));
+            }
+        }
+        self.go_on();
         if !matches!(self.stage, Stage::Ended) {
             end(self.container.pid);
             if let Stage::Running(run) = std::mem::replace(&mut self.stage, Stage::Ended) {
                 let exit = run.killed.map_or(Exit::Cancelled, killed);
                 let _ = wire::send(&run.client, &Reply::Exited(exit), &[]);
             }
-        }
-        // A worker that was copying may have stopped the container's processes; they are gone now.
-        for worker in &self.workers {
-            let _ = kill_process(*worker, Signal::KILL);
-            let _ = waitpid(Some(*worker), WaitOptions::empty());
         }
     }
 }
