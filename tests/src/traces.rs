@@ -88,9 +88,11 @@ pub fn processes() -> Vec<(u32, OsString)> {
     numbers.filter_map(command).collect()
 }
 
+/// Its user. Not the owner of its folder in `/proc`, which is root when it may not be dumped.
 fn owner(pid: u32) -> Option<u32> {
-    let metadata = fs::metadata(format!("/proc/{pid}")).ok()?;
-    Some(std::os::unix::fs::MetadataExt::uid(&metadata))
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    line.split_whitespace().next()?.parse().ok()
 }
 
 /// The network namespaces of all processes that can be looked at.
