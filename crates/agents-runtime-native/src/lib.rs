@@ -43,6 +43,7 @@ pub fn init() {
     INITIALISED.store(true, Ordering::SeqCst);
     let name = std::env::args_os().next();
     if name.is_some_and(|name| name.as_bytes() == HELPER_NAME.as_bytes()) {
+        sys::keep_ended_children();
         helper::main();
     }
 }

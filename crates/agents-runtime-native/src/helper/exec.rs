@@ -171,6 +171,7 @@ fn watch(
         let polled = poll(&mut fds, left.map(timespec).as_ref());
         let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
         drop(fds);
+        let killing = reason.is_some();
         let mut kill = |why| {
             if reason.is_none() {
                 reason = Some(why);
@@ -180,7 +181,7 @@ fn watch(
         };
         match polled {
             Err(_) => continue,
-            Ok(0) if reason.is_some() => return (None, reason),
+            Ok(0) if killing => return (None, reason),
             Ok(0) => {
                 kill(KillReason::Deadline);
                 continue;

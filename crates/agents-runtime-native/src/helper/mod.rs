@@ -80,7 +80,6 @@ fn become_helper(owner: &UnixStream) -> std::io::Result<()> {
 fn run(owner: &UnixStream) -> ! {
     // A forked process that unwinds would run destructors that are its parent's.
     std::panic::set_hook(Box::new(|_| exit_now(101)));
-    sys::keep_ended_children();
     let code = match wire::receive::<ContainerSpec>(owner) {
         Ok(Some((spec, _))) => serve(spec, owner),
         _ => 125,
