@@ -10,7 +10,7 @@ use std::{
     os::{
         fd::AsRawFd,
         unix::{
-            fs::{DirBuilderExt, OpenOptionsExt},
+            fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
             net::{UnixListener, UnixStream},
         },
     },
@@ -89,14 +89,33 @@ pub(crate) fn write_running(folder: &Path, first: Pid) -> io::Result<()> {
     fs::rename(temporary, folder.join(RUNNING))
 }
 
-/// What a container is.
+/// What a container is. What it says decides what is killed and removed, so that nobody else may say it.
 pub(crate) fn identity(folder: &Path) -> io::Result<Identity> {
-    serde_json::from_slice(&fs::read(folder.join(IDENTITY))?).map_err(io::Error::other)
+    let mut identity: Identity = serde_json::from_slice(&read(&folder.join(IDENTITY))?).map_err(io::Error::other)?;
+    folder.clone_into(&mut identity.folder);
+    Ok(identity)
+}
+
+/// The content of a file that belongs to the user that this process runs as.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    if !is_ours(&file.metadata()?) {
+        let message = format!("{} belongs to another user", path.display());
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
+    }
+    let mut content = Vec::new();
+    io::Read::read_to_end(&mut file, &mut content)?;
+    Ok(content)
+}
+
+/// Whether a file belongs to the user that this process runs as.
+pub(crate) fn is_ours(metadata: &fs::Metadata) -> bool {
+    metadata.uid() == rustix::process::geteuid().as_raw()
 }
 
 /// The processes of a container, when they were started.
 pub(crate) fn running(folder: &Path) -> Option<Running> {
-    serde_json::from_slice(&fs::read(folder.join(RUNNING)).ok()?).ok()
+    serde_json::from_slice(&read(&folder.join(RUNNING)).ok()?).ok()
 }
 
 /// The path of a container's socket. Goes through an open folder, since a socket's own path may have only 107 bytes.
