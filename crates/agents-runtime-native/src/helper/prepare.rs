@@ -18,9 +18,10 @@ use rustix::{
     process::{Pid, Signal, WaitOptions, kill_process, waitpid},
 };
 
-use super::rootfs::Mounts;
+use super::rootfs::{Mounts, copy_mount, open_source, replaced};
 use crate::{
     spec::{ContainerSpec, Context, Failure, IdMap, Root, Source},
+    state::is_ours,
     sys::{
         CloneFlags, MountAttributes, configure_loop_device, exit_now, fork, free_loop_device, mount_setattr,
         unshare_mounts,
@@ -43,14 +44,19 @@ pub(crate) fn mounts(spec: &ContainerSpec, user_namespace: &OwnedFd) -> Result<M
     }
     let mut namespaces: Vec<((u32, u32), OwnedFd)> = Vec::new();
     for (index, item) in spec.mounts.iter().enumerate() {
-        let Source::Bind { path, uid, gid, .. } = &item.source else {
+        let Source::Bind { path, is_dir, uid, gid } = &item.source else {
             continue;
         };
         let owner = (*uid, *gid);
         if !namespaces.iter().any(|(known, _)| *known == owner) {
             namespaces.push((owner, mapping(owner, (base + spec.uid, base + spec.gid))?));
         }
-        let open = clone_mount(path, false)?;
+        let source = open_source(path, *is_dir)?;
+        let stat = rustix::fs::fstat(&source).context(format_args!("cannot mount {}", path.display()))?;
+        if (stat.st_uid, stat.st_gid) != owner {
+            return Err(replaced(path));
+        }
+        let open = copy_mount(&source, path)?;
         if let Some((_, namespace)) = namespaces.iter().find(|(known, _)| *known == owner)
             && let Err(error) = map_ids(&open, namespace)
             && !item.read_only
@@ -157,7 +163,8 @@ pub(crate) fn scratch(spec: &ContainerSpec) -> Result<Option<OwnedFd>, Failure> 
 fn template(folder: &Path, size: u64) -> Option<PathBuf> {
     let store = folder.parent()?.join(".templates");
     let path = store.join(format!("{size}.ext4"));
-    if path.exists() {
+    // Only one of our own is handed to the kernel, which trusts what is in it.
+    if fs::symlink_metadata(&path).is_ok_and(|found| found.is_file() && is_ours(&found)) {
         return Some(path);
     }
     fs::create_dir_all(&store).ok()?;

@@ -14,7 +14,7 @@ use std::{
 
 use agents_core::ErrorKind;
 use rustix::{
-    fs::{CWD, Gid, Mode, Uid},
+    fs::{CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, openat2},
     mount::{
         MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_change,
         move_mount, open_tree, unmount,
@@ -90,6 +90,7 @@ const MASKED_PROC: &[&str] = &[
     "driver",
     "dynamic_debug",
     "fs",
+    "interrupts",
     "iomem",
     "ioports",
     "irq",
@@ -190,10 +191,11 @@ fn open_sources(spec: &ContainerSpec, mut mounts: Mounts) -> Result<Mounts, Fail
             .collect::<Result<_, _>>()?;
     }
     for (index, item) in spec.mounts.iter().enumerate() {
-        if let Source::Bind { path, .. } = &item.source
+        if let Source::Bind { path, is_dir, .. } = &item.source
             && !mounts.binds.iter().any(|(at, _)| *at == index)
         {
-            mounts.binds.push((index, bind(path, false)?));
+            let source = open_source(path, *is_dir)?;
+            mounts.binds.push((index, copy_mount(&source, path)?));
         }
     }
     Ok(mounts)
@@ -418,6 +420,43 @@ fn bind(source: &Path, recursive: bool) -> Result<OwnedFd, Failure> {
     }
 }
 
+/// What is to be mounted, as it was found when the container was planned: whoever may write to a folder above it, another
+/// agent for example, has not put a link or something of another kind in its place meanwhile.
+pub(crate) fn open_source(path: &Path, is_dir: bool) -> Result<OwnedFd, Failure> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let source = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)
+        .context(format_args!("cannot mount {}", path.display()))?;
+    let stat = rustix::fs::fstat(&source).context(format_args!("cannot mount {}", path.display()))?;
+    let wanted = if is_dir {
+        FileType::Directory
+    } else {
+        FileType::RegularFile
+    };
+    if FileType::from_raw_mode(stat.st_mode) != wanted {
+        return Err(replaced(path));
+    }
+    Ok(source)
+}
+
+pub(crate) fn replaced(path: &Path) -> Failure {
+    let message = format!(
+        "cannot mount {}: something else has taken its place meanwhile",
+        path.display()
+    );
+    Failure::new(ErrorKind::Conflict, message)
+}
+
+/// A copy of the mount of an open file or folder.
+pub(crate) fn copy_mount(source: &OwnedFd, path: &Path) -> Result<OwnedFd, Failure> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    match open_tree(source, "", flags) {
+        // In a user namespace the mounts below are locked to their parent, so that they come along or nothing does.
+        Err(rustix::io::Errno::INVAL) => open_tree(source, "", flags | OpenTreeFlags::AT_RECURSIVE),
+        other => other,
+    }
+    .context(format_args!("cannot mount {}", path.display()))
+}
+
 /// An empty file that can be read and not written to, by anybody. A device would not do: writing to one is no writing to
 /// the file system that it lies in.
 fn empty_file(stage: &Path) -> Result<PathBuf, Failure> {
@@ -482,7 +521,8 @@ fn dev(root: &Path) -> Result<(), Failure> {
         &pts,
         "devpts",
         flags,
-        Some(c"newinstance,ptmxmode=0666,mode=0620"),
+        // The kernel has 4,096 terminals for all containers together by default.
+        Some(c"newinstance,ptmxmode=0666,mode=0620,max=256"),
     )
     .context("cannot mount /dev/pts")?;
     let shm = dev.join("shm");
