@@ -114,6 +114,8 @@ fn supervise(
     ours.set_read_timeout(Some(START)).context("cannot set a time limit")?;
     let (launch, terminal_fd) = order_start(&ours, fds)?;
     ours.set_read_timeout(None).context("cannot lift the time limit")?;
+    // One that is stopped does not read what it is told either.
+    ours.set_write_timeout(Some(GRACE)).context("cannot set a time limit")?;
     match launch {
         Launch::NotStarted { reason, message } => {
             let _ = kill_process(supervisor, Signal::KILL);

@@ -72,6 +72,8 @@ pub(super) fn serve(container: Container, owner: &UnixStream, listener: &UnixLis
         since: Instant::now(),
         stops: false,
     };
+    // The same for one that does not read what it is told.
+    let _ = container.socket.set_write_timeout(Some(PATIENCE));
     let destroyed = server.run(owner, listener);
     server.end_all();
     if let Some(client) = destroyed {
