@@ -113,7 +113,7 @@ pub(crate) struct MainStreams {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ProcessId {
     pub(crate) pid: u32,
-    /// Field 22 of `/proc/PID/stat`, in clock ticks since boot.
+    /// Field 22 of `/proc/PID/stat`, in clock ticks since boot, combined with a number that stands for the boot.
     pub(crate) started: u64,
 }
 
@@ -129,7 +129,7 @@ impl ProcessId {
         }
         Some(Self {
             pid,
-            started: fields.nth(18)?.parse().ok()?,
+            started: fields.nth(18)?.parse::<u64>().ok()? ^ boot(),
         })
     }
 
@@ -143,6 +143,17 @@ impl ProcessId {
     pub(crate) fn is_alive(&self) -> bool {
         Self::of(self.pid) == Some(*self)
     }
+}
+
+/// A number that no other boot of this machine has.
+fn boot() -> u64 {
+    static BOOT: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
+    *BOOT.get_or_init(|| {
+        // A random UUID, of which half is enough.
+        let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let digits: String = text.chars().filter(char::is_ascii_hexdigit).take(16).collect();
+        u64::from_str_radix(&digits, 16).unwrap_or(0)
+    })
 }
 
 /// What a connection asks the helper for. One request a connection, and [`Control`] may follow.
