@@ -39,10 +39,11 @@ impl CloneFlags {
 ///
 /// The kernel's: `EPERM` where user namespaces are switched off, `ENOSPC` where there are too many.
 pub(crate) fn fork(flags: CloneFlags) -> io::Result<Option<Pid>> {
+    // As wide as registers, since a variadic call fills no more of a register than its argument has.
+    let flags = libc::c_long::from(flags.0 | libc::SIGCHLD);
+    let none: libc::c_long = 0;
     // SAFETY: a `clone` without CLONE_VM and with a null stack behaves as `fork`. The helper has one thread, so no lock of
     // the allocator or of std can be held by a thread that the child lacks.
-    // The zeros are as wide as registers, since a variadic call fills no more of a register than its argument has.
-    let (flags, none) = (libc::c_long::from(flags.0 | libc::SIGCHLD), 0 as libc::c_long);
     let pid = unsafe { libc::syscall(libc::SYS_clone, flags, none, none, none, none) };
     match pid {
         -1 => Err(io::Error::last_os_error()),
