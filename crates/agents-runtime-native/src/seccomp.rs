@@ -371,6 +371,7 @@ pub(crate) fn default_filters() -> Result<Filters> {
     Ok(vec![
         other_numbers(),
         set_id_bits()?,
+        first_process()?,
         unknown_calls()?,
         compile(rules, SeccompAction::Errno(errno(libc::EPERM)), SeccompAction::Allow)?,
     ])
@@ -416,6 +417,29 @@ fn set_id_bits() -> Result<BpfProgram> {
             }
         }
     }
+    compile(rules, SeccompAction::Allow, errno_eperm())
+}
+
+/// Nobody inside takes the processor away from the first process, which has the agent's user: with it the container ends,
+/// and it would end late.
+fn first_process() -> Result<BpfProgram> {
+    let is = |argument, value| SeccompCondition::new(argument, Width::Dword, Op::Eq, value).map_err(broken);
+    let rule = |conditions| SeccompRule::new(conditions).map_err(broken);
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+    for name in [
+        "sched_setscheduler",
+        "sched_setparam",
+        "sched_setattr",
+        "sched_setaffinity",
+    ] {
+        if let Ok(number) = Sysno::from_str(name) {
+            rules.insert(i64::from(number.id()), vec![rule(vec![is(0, 1)?])?]);
+        }
+    }
+    // By its number (PRIO_PROCESS is 0), and with all of its user (PRIO_USER is 2).
+    let process = rule(vec![is(0, 0)?, is(1, 1)?])?;
+    let user = rule(vec![is(0, 2)?])?;
+    rules.insert(i64::from(Sysno::setpriority.id()), vec![process, user]);
     compile(rules, SeccompAction::Allow, errno_eperm())
 }
 
@@ -579,7 +603,7 @@ pub(crate) fn profile_filters(text: &str, capabilities: &[String]) -> Result<Fil
         ));
     }
     // What no profile can want, first, since a profile may refuse the installing of filters.
-    let mut filters = vec![other_numbers(), set_id_bits()?, refuse_openat2()?];
+    let mut filters = vec![other_numbers(), set_id_bits()?, first_process()?, refuse_openat2()?];
     for (answer, rules) in groups {
         filters.push(compile(rules, otherwise.clone(), answer)?);
     }
@@ -701,7 +725,7 @@ mod tests {
             {"names": ["clone"], "action": "SCMP_ACT_ALLOW",
              "args": [{"index": 0, "value": 2114060288, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}]},
             {"names": ["mount"], "action": "SCMP_ACT_ALLOW", "includes": {"caps": ["CAP_SYS_ADMIN"]}}]}"#;
-        assert_eq!(profile_filters(good, &[]).unwrap().len(), 4);
+        assert_eq!(profile_filters(good, &[]).unwrap().len(), 5);
         for bad in [
             "{}",
             "[]",
