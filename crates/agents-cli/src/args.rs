@@ -8,6 +8,9 @@ use jiff::Timestamp;
 
 use crate::units::{Limit, parse_cores, parse_count, parse_mebibytes, parse_seconds, parse_time};
 
+/// Where the help of a command puts what every command takes.
+const GLOBAL: &str = "Options of every command";
+
 /// Run untrusted agents in isolation
 #[derive(Debug, Parser)]
 #[command(name = "agents", version, disable_help_subcommand = false, max_term_width = 100)]
@@ -22,23 +25,23 @@ pub(crate) struct Cli {
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Common {
     /// Print JSON on standard output, and nothing else there
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = GLOBAL)]
     pub(crate) json: bool,
     /// Where sessions, the default audit log and the default store live
     /// [default: $XDG_STATE_HOME/isolated-agents]
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
     /// The configuration file [default: isolated_agents_config.yaml here, then in the user's folder]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
     /// Say more on standard error
-    #[arg(short, long, global = true, conflicts_with = "quiet")]
+    #[arg(short, long, global = true, help_heading = GLOBAL, conflicts_with = "quiet")]
     pub(crate) verbose: bool,
     /// Say nothing on standard error but errors
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = GLOBAL)]
     pub(crate) quiet: bool,
     /// No colour, even on a terminal
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = GLOBAL)]
     pub(crate) no_color: bool,
     /// This process owns a detached session.
     #[arg(skip)]
