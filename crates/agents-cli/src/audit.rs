@@ -1,6 +1,10 @@
 //! `agents audit`.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use agents_sdk::core::{AgentId, AuditEvent, AuditLogger, AuditQuery, Result, SessionId, Severity};
 use jiff::Timestamp;
@@ -63,62 +67,89 @@ pub(crate) async fn tail(context: &Context, args: &AuditTailArgs) -> Outcome {
     let all = AuditQuery::new().with_session(session).with_limit(PAGE);
     // Most often the last day has enough, and the whole trail need not be read.
     let yesterday = Timestamp::now() - jiff::SignedDuration::from_hours(24);
-    let mut last = last(
-        logger.as_ref(),
-        all.clone().with_start_time(Some(yesterday)),
-        args.lines,
-    )
-    .await?;
+    let mut follower = Follower::new(logger.as_ref(), all.clone().with_start_time(Some(yesterday)));
+    let mut last = follower.last(args.lines).await?;
     if last.len() < args.lines {
-        last = self::last(logger.as_ref(), all.clone(), args.lines).await?;
+        follower = Follower::new(logger.as_ref(), all);
+        last = follower.last(args.lines).await?;
     }
     print(context, &last)?;
     if !args.follow {
+        if last.is_empty() && args.lines > 0 && !context.json() && !context.common.quiet {
+            output::note(&format!("no events in {}", one_line(&logger.location())));
+        }
         return Ok(0);
     }
-    // Events of the newest moment that were seen, since others of that moment may follow.
-    let mut since = last.last().map_or_else(Timestamp::now, |event| event.timestamp);
-    let mut seen: Vec<String> = last
-        .iter()
-        .filter(|event| event.timestamp == since)
-        .map(|event| event.event_id.clone())
-        .collect();
     loop {
         tokio::time::sleep(POLL).await;
-        let mut query = all.clone().with_start_time(Some(since));
-        loop {
-            let page = logger.query(query.clone()).await?;
-            for event in page.events {
-                if seen.contains(&event.event_id) {
-                    continue;
-                }
-                print(context, std::slice::from_ref(&event))?;
-                if event.timestamp > since {
-                    since = event.timestamp;
-                    seen.clear();
-                }
-                seen.push(event.event_id);
-            }
-            match page.next {
-                Some(cursor) => query = query.with_cursor(Some(cursor)),
-                None => break,
-            }
+        while let Some(events) = follower.next().await? {
+            print(context, &events)?;
         }
     }
 }
 
-/// The last events that match.
-async fn last(logger: &dyn AuditLogger, mut query: AuditQuery, count: usize) -> Result<Vec<AuditEvent>> {
-    let mut kept = VecDeque::new();
-    loop {
-        let page = logger.query(query.clone()).await?;
-        kept.extend(page.events);
-        let surplus = kept.len().saturating_sub(count);
-        kept.drain(..surplus);
-        match page.next {
-            Some(cursor) => query = query.with_cursor(Some(cursor)),
-            None => return Ok(kept.into()),
+/// Reads a trail in the order in which it is written, which is not that of the events' times: another process may add
+/// one that happened before those that are there already.
+struct Follower<'a> {
+    logger: &'a dyn AuditLogger,
+    query: AuditQuery,
+    /// The ids of events that may be read once more, the oldest first.
+    recent: VecDeque<String>,
+    seen: HashSet<String>,
+}
+
+impl<'a> Follower<'a> {
+    fn new(logger: &'a dyn AuditLogger, query: AuditQuery) -> Self {
+        Self {
+            logger,
+            query,
+            recent: VecDeque::new(),
+            seen: HashSet::new(),
         }
+    }
+
+    /// The last of the events that are there.
+    async fn last(&mut self, count: usize) -> Result<Vec<AuditEvent>> {
+        let mut kept = VecDeque::new();
+        while let Some(events) = self.next().await? {
+            kept.extend(events);
+            let surplus = kept.len().saturating_sub(count);
+            kept.drain(..surplus);
+        }
+        Ok(kept.into())
+    }
+
+    /// Further events; none when there are no more for now.
+    async fn next(&mut self) -> Result<Option<Vec<AuditEvent>>> {
+        let page = self.logger.query(self.query.clone()).await?;
+        let (count, mut more) = (page.events.len(), page.next);
+        let new: Vec<_> = page
+            .events
+            .into_iter()
+            .filter(|event| !self.seen.contains(&event.event_id))
+            .collect();
+        if more.is_none() && new.is_empty() {
+            return Ok(None);
+        }
+        // The end has no cursor. The last event has, when it is left out; it is read once more and known again.
+        if more.is_none() && count > 1 {
+            let but_the_last = self.query.clone().with_limit(count - 1);
+            more = self.logger.query(but_the_last).await?.next;
+        }
+        if more.is_some() {
+            // Whatever is behind a cursor is new, however long ago it happened.
+            self.query = self.query.clone().with_cursor(more).with_start_time(None);
+        }
+        for event in &new {
+            self.seen.insert(event.event_id.clone());
+            self.recent.push_back(event.event_id.clone());
+        }
+        while self.recent.len() > 2 * PAGE {
+            if let Some(forgotten) = self.recent.pop_front() {
+                self.seen.remove(&forgotten);
+            }
+        }
+        Ok(Some(new))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::Read,
+    io::{BufRead, BufReader, Read, Write},
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -224,6 +224,54 @@ fn what_belongs_to_later_does_not_exist() {
     ] {
         place.agents(&words).code(2);
     }
+}
+
+#[test]
+fn a_trail_is_followed_as_it_is_written_and_not_by_time() {
+    let place = Place::new();
+    let event = |number: usize, time: &str| {
+        let event = json!({
+            "event_id": format!("01a20c74-fbcf-70b5-b8c4-{number:012}"), "event_type": "system_warning",
+            "timestamp": time, "session_id": null, "agent_id": null, "user_id": null,
+            "payload": {"number": number}, "severity": "warning", "tags": [],
+        });
+        format!("{event}\n")
+    };
+    let folder = place.state().join("audit");
+    fs::create_dir_all(&folder).unwrap();
+    let append = |text: &str| {
+        let mut file = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(folder.join("2999-01-02.jsonl"))
+            .unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+    };
+    append(&event(0, "2999-01-02T00:00:01Z"));
+    append(&event(1, "2999-01-02T00:00:02Z"));
+    let mut child = place
+        .command(&["audit", "tail", "-f", "--json"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut numbers = |count: usize| -> Vec<Value> {
+        lines
+            .by_ref()
+            .take(count)
+            .map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap()["payload"]["number"].clone())
+            .collect()
+    };
+    assert_eq!(numbers(2), [0, 1]);
+    // Another process writes down what happened before, and then what is delivered twice.
+    append(&event(2, "2999-01-01T23:59:59Z"));
+    assert_eq!(numbers(1), [2]);
+    append(&event(1, "2999-01-02T00:00:02Z"));
+    append(&event(3, "2999-01-02T00:00:02Z"));
+    append(&event(4, "2999-01-02T00:00:00Z"));
+    assert_eq!(numbers(2), [3, 4]);
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
 #[test]
