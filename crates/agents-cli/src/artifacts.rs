@@ -83,6 +83,12 @@ pub(crate) async fn ls(context: &Context, args: &ArtifactsLsArgs) -> Outcome {
 }
 
 pub(crate) async fn get(context: &Context, args: &ArtifactsGetArgs) -> Outcome {
+    let to_stdout = args.output.as_deref() == Some(Path::new("-"));
+    if to_stdout && context.json() {
+        return Err(Failure::Usage(Error::invalid(
+            "--json and --output - both want standard output; name a file, or leave --json out",
+        )));
+    }
     let name = ArtifactName::new(args.name.as_str())?;
     let engine = engine(context, args.storage.as_ref()).await?;
     let id = session(&engine, &args.session).await?;
@@ -93,8 +99,8 @@ pub(crate) async fn get(context: &Context, args: &ArtifactsGetArgs) -> Outcome {
         .storage
         .retrieve(RetrieveRequest::new(artifact.uri.as_str()))
         .await?;
-    if args.output.as_deref() == Some(Path::new("-")) {
-        return to_stdout(retrieved.content).await;
+    if to_stdout {
+        return print(retrieved.content).await;
     }
     let path = target(args.output.as_deref(), &name);
     write_file(&path, retrieved.content).await?;
@@ -126,7 +132,7 @@ async fn newest(engine: &Engine, id: &SessionId, name: &ArtifactName, version: O
     })
 }
 
-async fn to_stdout(mut content: agents_sdk::core::ByteStream) -> Outcome {
+async fn print(mut content: agents_sdk::core::ByteStream) -> Outcome {
     let (sink, never) = (Sink::new(OutputStream::Stdout), CancellationToken::new());
     while let Some(chunk) = content.next().await {
         sink.write(chunk?, &never).await;

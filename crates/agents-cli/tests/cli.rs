@@ -227,6 +227,15 @@ fn what_belongs_to_later_does_not_exist() {
 }
 
 #[test]
+fn an_artifact_and_json_do_not_share_standard_output() {
+    let place = Place::new();
+    let ran = place
+        .agents(&["artifacts", "get", "abc", "a", "-o", "-", "--json"])
+        .code(2);
+    assert_eq!(ran.json()["error_kind"], "config_invalid");
+}
+
+#[test]
 fn a_trail_is_followed_as_it_is_written_and_not_by_time() {
     let place = Place::new();
     let event = |number: usize, time: &str| {
