@@ -58,6 +58,12 @@ async fn judge(context: &Context, policy: Policy) -> agents_sdk::core::Result<(V
     let validator = &engine.adapters().policy;
     let about = EnforcementContext::new().with_runtime(engine.adapters().runtime.info().adapter_type);
     let mut findings = policy.not_implemented();
+    if let Some(path) = &policy.seccomp_profile
+        && let Err(error) = std::fs::File::open(path)
+    {
+        let message = format!("cannot read {path}: {error}; name a JSON file that is there");
+        findings.push(Finding::error("INVALID_VALUE", "seccomp_profile", message));
+    }
     let enforced = validator.enforce(policy.clone(), &about).await?;
     enforced.check(&policy)?;
     findings.extend(validator.validate(&enforced.policy, &about).await?.findings);

@@ -236,6 +236,17 @@ fn an_artifact_and_json_do_not_share_standard_output() {
 }
 
 #[test]
+fn a_missing_seccomp_profile_is_wrong_with_a_policy() {
+    let place = Place::new();
+    let profile = place.file("seccomp.json", "{}");
+    let there = place.file("there.json", &json!({"seccomp_profile": profile}).to_string());
+    place.agents(&["policy", "check", &there]).code(0);
+    let absent = place.file("absent.yaml", "seccomp_profile: /no/such/file\n");
+    let ran = place.agents(&["policy", "check", "--json", &absent]).code(1).json();
+    assert_eq!(ran["findings"][0]["path"], "seccomp_profile", "{ran}");
+}
+
+#[test]
 fn a_trail_is_followed_as_it_is_written_and_not_by_time() {
     let place = Place::new();
     let event = |number: usize, time: &str| {
