@@ -110,6 +110,11 @@ pub(crate) fn exit_code(result: &AgentResult) -> u8 {
     }
 }
 
+/// Whether the run failed by what we require of it, and not by what its agent did or said of itself.
+pub(crate) fn is_ours(result: &AgentResult) -> bool {
+    result.status != RunStatus::Completed && (result.ending.is_success() || result.ending == Exit::OutputLimit)
+}
+
 /// The exit code for how a process ended.
 pub(crate) fn ending_code(ending: &Exit) -> u8 {
     match ending {
@@ -135,7 +140,9 @@ pub(crate) fn report_usage(error: &clap::Error, arguments: &[OsString]) -> u8 {
     }
     let flags = || arguments.iter().take_while(|argument| *argument != "--");
     let is_run = flags().any(|argument| argument == "run");
-    let text = one_line(&error.to_string(), is_run);
+    let runs = is_run || flags().any(|argument| argument == "exec");
+    let separated = arguments.iter().any(|argument| argument == "--");
+    let text = one_line(&error.to_string(), runs && !separated);
     output::error(&text);
     if flags().any(|argument| argument == "--json") {
         let object = match is_run {
@@ -147,8 +154,8 @@ pub(crate) fn report_usage(error: &clap::Error, arguments: &[OsString]) -> u8 {
     CODE_USAGE
 }
 
-/// clap's message without its usage, which `--help` prints.
-fn one_line(message: &str, is_run: bool) -> String {
+/// clap's message without its usage, which `--help` prints. A command that does not stand behind `--` is told to.
+fn one_line(message: &str, unseparated: bool) -> String {
     let mut text = String::new();
     for line in message
         .strip_prefix("error: ")
@@ -169,7 +176,7 @@ fn one_line(message: &str, is_run: bool) -> String {
         }
     }
     let misplaced = text.starts_with("unexpected argument") && !text.contains(';') || text.contains("<COMMAND>");
-    if is_run && misplaced {
+    if unseparated && misplaced {
         text.push_str("; put the command after --");
     }
     text
@@ -219,5 +226,6 @@ mod tests {
             one_line(clap, true),
             "unexpected argument 'echo' found; put the command after --"
         );
+        assert_eq!(one_line(clap, false), "unexpected argument 'echo' found");
     }
 }

@@ -177,12 +177,8 @@ fn summary(result: &AgentResult) -> String {
     let time = units::duration(result.timings.total);
     let mut lines = vec![format!("session {} {status} in {time}", result.session_id)];
     // An error of ours follows on a line of its own.
-    if result.error_kind.is_none() {
-        match (&result.error, result.ending.is_success()) {
-            (_, false) => lines.push(format!("  ending    {}", one_line(&result.ending.to_string()))),
-            (Some(error), true) => lines.push(format!("  error     {}", one_line(error))),
-            (None, true) => {}
-        }
+    if result.error_kind.is_none() && !result.ending.is_success() {
+        lines.push(format!("  ending    {}", one_line(&result.ending.to_string())));
     }
     for artifact in result.artifacts.iter().take(LISTED) {
         lines.push(format!(

@@ -98,7 +98,7 @@ fn finish(context: &Context, view: &View, result: AgentResult) -> Outcome {
         (Some(error), _) if result.error_kind == Some(ErrorKind::Unsupported) => {
             output::error(&format!("{error}{}", waivers(error)));
         }
-        (Some(error), _) if result.error_kind.is_some() => output::error(error),
+        (Some(error), _) if result.error_kind.is_some() || failure::is_ours(&result) => output::error(error),
         (_, Exit::NotStarted { message, .. }) => output::error(message),
         _ => {}
     }

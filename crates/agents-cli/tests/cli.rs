@@ -227,6 +227,20 @@ fn what_belongs_to_later_does_not_exist() {
 }
 
 #[test]
+fn only_a_command_without_its_separator_is_told_of_it() {
+    let place = Place::new();
+    for (words, told) in [
+        (vec!["run", "--bogus", "--", "true"], false),
+        (vec!["exec", "abc", "--bogus", "--", "true"], false),
+        (vec!["exec", "abc", "true"], true),
+        (vec!["exec", "abc"], true),
+    ] {
+        let ran = place.agents(&words).code(2);
+        assert_eq!(ran.error().contains("after --"), told, "{}", ran.stderr);
+    }
+}
+
+#[test]
 fn an_artifact_and_json_do_not_share_standard_output() {
     let place = Place::new();
     let ran = place
@@ -1008,6 +1022,24 @@ mod real {
             .map(|event| event["event_type"].clone())
             .collect();
         assert_eq!(types, [events[0], events[0], events[1], events[1]]);
+    }
+
+    #[test]
+    fn output_that_is_not_accepted_is_an_error_even_when_quiet() {
+        let place = Place::new();
+        let schema = place.file("schema.yaml", "structured_output: {type: object, required: [a]}\n");
+        let most = place.file("most.yaml", "max_output_bytes: 10\n");
+        for (policy, script) in [
+            (&schema, "echo '{}' > /output/result.json"),
+            (&most, "head -c 100 /dev/zero > /output/x"),
+        ] {
+            let ran = run(&place, &["-q", "--policy", policy, "--", "sh", "-c", script]).code(125);
+            assert_eq!(ran.stderr.lines().count(), 1, "{}", ran.stderr);
+            ran.error();
+        }
+        // The agent's own failure is told by its code.
+        let ran = run(&place, &["-q", "--", "sh", "-c", "exit 125"]).code(125);
+        assert_eq!(ran.stderr, "");
     }
 
     #[test]
