@@ -604,6 +604,19 @@ pub(crate) fn profile_filters(text: &str, capabilities: &[String]) -> Result<Fil
     }
     // What no profile can want, first, since a profile may refuse the installing of filters.
     let mut filters = vec![other_numbers(), set_id_bits()?, first_process()?, refuse_openat2()?];
+    // A profile that leaves a call such as clone3 out means it to look as if it did not exist, which is how the C library
+    // learns to do without; of two refusals the kernel takes the one that was installed last.
+    if let Some((_, rules)) = groups.iter_mut().find(|(answer, _)| *answer == SeccompAction::Allow) {
+        let unknown = UNKNOWN
+            .iter()
+            .filter_map(|name| Sysno::from_str(name).ok())
+            .map(|call| i64::from(call.id()));
+        let left_out: Vec<_> = unknown.filter(|number| !rules.contains_key(number)).collect();
+        if !left_out.is_empty() {
+            rules.extend(left_out.into_iter().map(|number| (number, Vec::new())));
+            filters.push(unknown_calls()?);
+        }
+    }
     for (answer, rules) in groups {
         filters.push(compile(rules, otherwise.clone(), answer)?);
     }

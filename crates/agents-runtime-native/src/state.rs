@@ -31,7 +31,8 @@ const SOCKET: &str = "ctl.sock";
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Running {
     pub(crate) helper: ProcessId,
-    pub(crate) first: ProcessId,
+    /// The container's first process, once it is ready.
+    pub(crate) first: Option<ProcessId>,
 }
 
 /// Makes a container's folder.
@@ -75,9 +76,12 @@ fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
     serde_json::to_writer(&mut file, value).map_err(io::Error::other)
 }
 
-/// Notes that a container runs, from its helper.
-pub(crate) fn write_running(folder: &Path, first: Pid) -> io::Result<()> {
-    let first = ProcessId::of(first.as_raw_nonzero().get().unsigned_abs()).ok_or(io::ErrorKind::NotFound)?;
+/// Notes which processes a container has, from its helper: before anything is made, and when it runs.
+pub(crate) fn write_running(folder: &Path, first: Option<Pid>) -> io::Result<()> {
+    let first = match first {
+        Some(pid) => Some(ProcessId::of(pid.as_raw_nonzero().get().unsigned_abs()).ok_or(io::ErrorKind::NotFound)?),
+        None => None,
+    };
     let temporary = folder.join(".running");
     write_json(
         &temporary,
@@ -152,10 +156,10 @@ pub(crate) fn folders(store: &Path) -> io::Result<Vec<PathBuf>> {
 
 /// Kills what is left of a container and removes its cgroups and its folder. Succeeds when all is gone already.
 pub(crate) fn remove(identity: &Identity) -> io::Result<()> {
-    if let Some(running) = running(&identity.folder)
-        && running.first.is_alive()
+    if let Some(first) = running(&identity.folder).and_then(|running| running.first)
+        && first.is_alive()
     {
-        kill(running.first);
+        kill(first);
     }
     if let Some(group) = &identity.group
         && group.exists()

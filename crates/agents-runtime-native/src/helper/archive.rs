@@ -27,15 +27,33 @@ use crate::{
 /// The deepest folder that is read.
 const MAX_DEPTH: usize = 256;
 
+/// Whether a container's processes may write while files are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Live {
+    /// They have ended.
+    Ended,
+    /// They are stopped meanwhile.
+    ToBeStopped,
+    /// They go on.
+    Running,
+}
+
 /// Writes an archive to the descriptor that came with the request.
-pub(super) fn copy_from(container: &Container, client: &UnixStream, path: &str, quiesce: bool, fds: Vec<OwnedFd>) {
+pub(super) fn copy_from(container: &Container, client: &UnixStream, path: &str, live: Live, fds: Vec<OwnedFd>) {
+    let steady = live != Live::Running;
     // A file of the agent's that its own mode hides from it is part of its output all the same.
     let copy = |fds| {
         inside(container, CapabilitySet::DAC_READ_SEARCH, fds, |target| {
-            write_archive(path, target)
+            write_archive(path, target, steady)
         })
     };
-    let copied = match container.spec.identity.group.as_ref().filter(|_| quiesce) {
+    let copied = match container
+        .spec
+        .identity
+        .group
+        .as_ref()
+        .filter(|_| live == Live::ToBeStopped)
+    {
         Some(group) => stopped(group, || copy(fds)),
         None => copy(fds),
     };
@@ -101,7 +119,7 @@ fn stopped(group: &Group, job: impl FnOnce() -> Result<(), Failure>) -> Result<(
     done
 }
 
-fn write_archive(path: &str, target: OwnedFd) -> Result<(), Failure> {
+fn write_archive(path: &str, target: OwnedFd, steady: bool) -> Result<(), Failure> {
     let top = Path::new(path);
     let name = PathBuf::from(top.file_name().unwrap_or(std::ffi::OsStr::new(".")));
     let stat = rustix::fs::stat(top).context(format_args!("cannot read {path}"))?;
@@ -113,7 +131,7 @@ fn write_archive(path: &str, target: OwnedFd) -> Result<(), Failure> {
             .map_err(io::Error::from)
             .and_then(|folder| {
                 add(&mut archive, &name, &stat, io::empty())?;
-                walk(&mut archive, folder, &name, 0)
+                walk(&mut archive, folder, &name, steady, 0)
             }),
         FileType::RegularFile => openat(rustix::fs::CWD, top, flags, Mode::empty())
             .map_err(io::Error::from)
@@ -129,7 +147,13 @@ fn write_archive(path: &str, target: OwnedFd) -> Result<(), Failure> {
 }
 
 /// Adds everything in an open folder, without following a link anywhere.
-fn walk<W: Write>(archive: &mut tar::Builder<W>, folder: OwnedFd, name: &Path, depth: usize) -> io::Result<()> {
+fn walk<W: Write>(
+    archive: &mut tar::Builder<W>,
+    folder: OwnedFd,
+    name: &Path,
+    steady: bool,
+    depth: usize,
+) -> io::Result<()> {
     if depth >= MAX_DEPTH {
         return Ok(());
     }
@@ -155,8 +179,9 @@ fn walk<W: Write>(archive: &mut tar::Builder<W>, folder: OwnedFd, name: &Path, d
                     continue;
                 };
                 let stat = rustix::fs::fstat(&file)?;
-                // Holes are written as such, so that a file that is nothing but a large hole costs nothing.
-                if is_sparse(&stat) {
+                // Holes are written as such, so that a file that is nothing but a large hole costs nothing. One that changes
+                // meanwhile would break the archive, so that it is read as a whole then.
+                if steady && is_sparse(&stat) {
                     archive.append_file(&path, &mut File::from(file))?;
                 } else if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
                     add(archive, &path, &stat, Exact::new(File::from(file), &stat))?;
@@ -177,7 +202,7 @@ fn walk<W: Write>(archive: &mut tar::Builder<W>, folder: OwnedFd, name: &Path, d
         add(archive, &path, &stat, io::empty())?;
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::DIRECTORY | OFlags::CLOEXEC;
         if let Ok(inner) = openat(&folder, raw, flags, Mode::empty()) {
-            walk(archive, inner, &path, depth + 1)?;
+            walk(archive, inner, &path, steady, depth + 1)?;
         }
     }
     Ok(())

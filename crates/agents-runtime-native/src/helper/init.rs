@@ -95,6 +95,7 @@ fn become_container(
     filters: &Filters,
     socket: &UnixStream,
 ) -> Result<(EffectiveState, OwnedFd), Failure> {
+    bind_to_helper()?;
     let order = wire::receive::<Order>(socket).context("the helper is gone")?;
     let Some((Order::Build { layers, binds }, fds)) = order else {
         exit_now(1)
@@ -108,6 +109,8 @@ fn become_container(
         set_thread_groups(&[]).context("cannot leave the groups")?;
         set_thread_gid(Gid::ROOT).context("cannot become the container's root group")?;
         set_thread_uid(Uid::ROOT).context("cannot become the container's root")?;
+        // A change of the user has undone it.
+        bind_to_helper()?;
     }
     rustix::system::sethostname(rootfs::hostname(spec).as_bytes()).context("cannot set the host name")?;
     loopback_up().context("cannot bring the loopback interface up")?;
@@ -125,6 +128,11 @@ fn become_container(
         .into();
     restrict(spec, filters)?;
     Ok((readback::inside(spec), cgroup))
+}
+
+/// Lets the process end with its parent.
+fn bind_to_helper() -> Result<(), Failure> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("cannot bind the process")
 }
 
 /// Gives up every privilege that the agent must not have. What is set here is inherited by all that follows.
@@ -176,7 +184,7 @@ pub(crate) fn drop_privileges(spec: &ContainerSpec, filters: &Filters, own: Capa
         let capability = CapabilitySet::from_bits_retain(1 << number);
         configure_capability_in_ambient_set(capability, true).context("cannot keep a capability")?;
     }
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("cannot bind the process")?;
+    bind_to_helper()?;
     set_no_new_privs(true).context("cannot set no_new_privs")?;
     for program in filters {
         seccompiler::apply_filter(program).map_err(|error| {

@@ -167,9 +167,11 @@ impl Namespaces {
 
 fn serve(spec: ContainerSpec, owner: &UnixStream) -> i32 {
     let identity = spec.identity.clone();
-    let outcome = create(spec).and_then(|(container, effective)| {
+    // Before anything that may hang, such as a mount of a network that is down, so that a clean-up finds us.
+    let noted = state::write_running(&identity.folder, None).context("cannot write the container's state");
+    let outcome = noted.and_then(|()| create(spec)).and_then(|(container, effective)| {
         let listener = state::listen(&identity.folder).context("cannot listen for requests")?;
-        state::write_running(&identity.folder, container.pid).context("cannot write the container's state")?;
+        state::write_running(&identity.folder, Some(container.pid)).context("cannot write the container's state")?;
         Ok((container, effective, listener))
     });
     match outcome {

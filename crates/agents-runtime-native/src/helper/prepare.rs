@@ -159,10 +159,13 @@ pub(crate) fn scratch(spec: &ContainerSpec) -> Result<Option<OwnedFd>, Failure> 
     Ok(Some(open))
 }
 
+/// Goes up when a template is made in another way, so that an older one is not taken for it.
+const TEMPLATE_FORMAT: u32 = 2;
+
 /// An empty file system of a size, made once. It is stored sparse.
 fn template(folder: &Path, size: u64) -> Option<PathBuf> {
     let store = folder.parent()?.join(".templates");
-    let path = store.join(format!("{size}.ext4"));
+    let path = store.join(format!("{size}-{TEMPLATE_FORMAT}.ext4"));
     // Only one of our own is handed to the kernel, which trusts what is in it.
     if fs::symlink_metadata(&path).is_ok_and(|found| found.is_file() && is_ours(&found)) {
         return Some(path);

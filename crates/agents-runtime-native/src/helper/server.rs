@@ -15,7 +15,9 @@ use rustix::{
 };
 
 use super::{
-    Container, archive, end, exec,
+    Container,
+    archive::{self, Live},
+    end, exec,
     init::{Answer, Order},
     process::{Ended, Launch, Left},
     walk,
@@ -214,9 +216,12 @@ impl Server<'_> {
                 server.work(|container| exec::run(container, &client, process, deadline_ms, fds))
             }),
             Request::CopyFrom { path, quiesce } => {
-                let quiesce = quiesce && !matches!(self.stage, Stage::Ended);
-                self.stops |= quiesce;
-                self.work(|container| archive::copy_from(container, &client, &path, quiesce, fds))
+                let live = match self.stage {
+                    Stage::Ended => Live::Ended,
+                    _ if quiesce => Live::ToBeStopped,
+                    _ => Live::Running,
+                };
+                self.work(|container| archive::copy_from(container, &client, &path, live, fds))
             }
             Request::CopyTo { path } => self.work(|container| archive::copy_to(container, &client, &path, fds)),
             Request::Stats => {
