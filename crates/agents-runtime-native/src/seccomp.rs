@@ -738,7 +738,7 @@ mod tests {
             {"names": ["clone"], "action": "SCMP_ACT_ALLOW",
              "args": [{"index": 0, "value": 2114060288, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}]},
             {"names": ["mount"], "action": "SCMP_ACT_ALLOW", "includes": {"caps": ["CAP_SYS_ADMIN"]}}]}"#;
-        assert_eq!(profile_filters(good, &[]).unwrap().len(), 5);
+        assert_eq!(profile_filters(good, &[]).unwrap().len(), 6);
         for bad in [
             "{}",
             "[]",
