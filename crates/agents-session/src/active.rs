@@ -299,6 +299,10 @@ impl Active {
                 .with_fact("to", change.to.clone())
                 .with_fact("code", change.code.as_str());
             self.pending.push(event);
+            self.warn(&format!(
+                "the policy was narrowed: {} from {} to {} [{}]",
+                change.path, change.from, change.to, change.code
+            ));
         }
         judged.into_result()?;
         if let Some(schema) = &enforced.policy.structured_output {

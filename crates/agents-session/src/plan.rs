@@ -173,12 +173,15 @@ pub(crate) fn plan(
     ];
     for text in &policy.readonly_mounts {
         let (source, destination) = split_mount(text).map_err(Error::invalid)?;
-        mounts.push(Mount::bind(readable(Path::new(source))?, destination));
+        mounts.push(Mount::bind(
+            readable("readonly_mounts", Path::new(source))?,
+            destination,
+        ));
     }
     for mount in &agent.mounts {
         let mut mount = mount.clone();
         if let MountSource::Bind { path } = &mut mount.source {
-            *path = readable(path)?;
+            *path = readable("mount", path)?;
         }
         mounts.push(mount);
     }
@@ -298,7 +301,7 @@ fn environment(agent: &Agent, policy: &Policy, session_id: &SessionId) -> Result
 }
 
 fn workspace(folder: &Path) -> Result<PathBuf> {
-    let path = readable(folder)?;
+    let path = readable("workspace", folder)?;
     if !path.is_dir() {
         return Err(Error::invalid("the workspace is not a folder; name one").with_context("path", path.display()));
     }
@@ -312,7 +315,7 @@ fn workspace(folder: &Path) -> Result<PathBuf> {
 }
 
 /// An absolute path without links, which exists and can be read.
-fn readable(path: &Path) -> Result<PathBuf> {
+fn readable(what: &str, path: &Path) -> Result<PathBuf> {
     let read = || {
         let path = std::fs::canonicalize(path)?;
         if path.is_dir() {
@@ -324,7 +327,7 @@ fn readable(path: &Path) -> Result<PathBuf> {
     };
     read().map_err(|error: std::io::Error| {
         Error::io(
-            "cannot read what is to be mounted; name an existing path that you may read",
+            format!("{what}: cannot read it; name an existing path that you may read"),
             error,
         )
         .with_context("path", path.display())

@@ -655,8 +655,18 @@ async fn the_validator_decides() {
         ..FakePolicy::default()
     };
     let world = World::with_policy([Script::steps([])], narrowing);
-    let result = world.engine.run(request()).await.unwrap();
+    let watcher = Arc::new(Watcher::default());
+    let result = world
+        .engine
+        .run(request().with_observer(Some(watcher.clone())))
+        .await
+        .unwrap();
     assert_eq!(result.status, RunStatus::Completed);
+    let heard = watcher.heard.lock().unwrap().join("\n");
+    assert!(
+        heard.contains("the policy was narrowed: memory_mb from 512 to 64"),
+        "{heard}"
+    );
     assert_eq!(
         world.runtime.requests.lock().unwrap()[0].resources.memory_bytes,
         Some(64 << 20)
