@@ -27,6 +27,9 @@ const IDENTITY: &str = "container.json";
 const RUNNING: &str = "running.json";
 const SOCKET: &str = "ctl.sock";
 
+/// The folder of empty file systems that writable spaces are copied from.
+pub(crate) const TEMPLATES: &str = ".templates";
+
 /// The processes of a container.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Running {
@@ -186,6 +189,24 @@ pub(crate) fn kill_helper(running: &Running) {
     }
 }
 
+/// Removes templates of writable spaces that were never finished: `.NAME.PID` of a process that is gone.
+fn reap_templates(folder: &Path) -> io::Result<Vec<String>> {
+    let mut removed = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let maker = name
+            .strip_prefix('.')
+            .and_then(|rest| rest.rsplit_once('.'))
+            .and_then(|(_, pid)| pid.parse().ok());
+        if maker.is_some_and(|pid| ProcessId::of(pid).is_none()) {
+            fs::remove_file(entry.path())?;
+            removed.push(format!("template {name}"));
+        }
+    }
+    Ok(removed)
+}
+
 /// Removes what no living process stands for, and says what.
 pub(crate) fn reap(store: &Path) -> io::Result<Vec<String>> {
     let mut removed = Vec::new();
@@ -208,6 +229,9 @@ pub(crate) fn reap(store: &Path) -> io::Result<Vec<String>> {
                 removed.push(format!("folder {name}"));
             }
             continue;
+        }
+        if name == TEMPLATES {
+            removed.extend(reap_templates(&entry.path())?);
         }
         if name.starts_with('.') {
             continue;
@@ -262,9 +286,16 @@ mod tests {
         };
         create(&identity_in(store.path(), "dead", dead)).unwrap();
         fs::create_dir(store.path().join(".new-1-1-x")).unwrap();
+        fs::create_dir(store.path().join(TEMPLATES)).unwrap();
+        // No process has a number this high, proc_sys_kernel(5).
+        fs::write(store.path().join(TEMPLATES).join(".1-2.ext4.4194305"), "").unwrap();
+        fs::write(store.path().join(TEMPLATES).join("1-2.ext4"), "").unwrap();
         let mut removed = reap(store.path()).unwrap();
         removed.sort();
-        assert_eq!(removed, ["container dead", "folder .new-1-1-x"]);
+        assert_eq!(
+            removed,
+            ["container dead", "folder .new-1-1-x", "template .1-2.ext4.4194305"]
+        );
         assert_eq!(folders(store.path()).unwrap(), [mine.folder]);
     }
 }

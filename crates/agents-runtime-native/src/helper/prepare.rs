@@ -21,7 +21,7 @@ use rustix::{
 use super::rootfs::{Mounts, copy_mount, open_source, replaced};
 use crate::{
     spec::{ContainerSpec, Context, Failure, IdMap, Root, Source},
-    state::is_ours,
+    state::{self, is_ours},
     sys::{
         CloneFlags, MountAttributes, configure_loop_device, exit_now, fork, free_loop_device, mount_setattr,
         unshare_mounts,
@@ -164,14 +164,14 @@ const TEMPLATE_FORMAT: u32 = 2;
 
 /// An empty file system of a size, made once. It is stored sparse.
 fn template(folder: &Path, size: u64) -> Option<PathBuf> {
-    let store = folder.parent()?.join(".templates");
+    let store = folder.parent()?.join(state::TEMPLATES);
     let path = store.join(format!("{size}-{TEMPLATE_FORMAT}.ext4"));
     // Only one of our own is handed to the kernel, which trusts what is in it.
     if fs::symlink_metadata(&path).is_ok_and(|found| found.is_file() && is_ours(&found)) {
         return Some(path);
     }
     fs::create_dir_all(&store).ok()?;
-    let temporary = store.join(format!(".{size}.{}", std::process::id()));
+    let temporary = store.join(format!(".{size}.ext4.{}", std::process::id()));
     let file = File::create(&temporary).ok()?;
     let made = file.set_len(size).is_ok()
         && Command::new("mkfs.ext4")
