@@ -289,6 +289,7 @@ pub fn process_cases() -> Vec<Case<RuntimeFixture>> {
 pub fn limit_cases() -> Vec<Case<RuntimeFixture>> {
     cases![
         too_much_memory,
+        too_much_memory_in_a_further_process,
         too_many_processes,
         too_much_disk,
         cpu_time_is_limited,
@@ -1230,6 +1231,15 @@ async fn too_much_memory(fx: Fx) -> CaseResult {
     let (_, output) = fx.run(fx.request().with_resources(limits), process).await?;
     assert_eq!(output.exit, Exit::OutOfMemory, "{:?}", output.stderr.to_text());
     assert_eq!(output.exit.code(), Some(137));
+    Ok(())
+}
+
+async fn too_much_memory_in_a_further_process(fx: Fx) -> CaseResult {
+    let limits = ResourceLimits::none().with_memory_bytes(Some(64 * MIB));
+    let container = fx.provision(fx.request().with_resources(limits)).await?.handle;
+    let process = Process::new(["dd", "if=/dev/zero", "of=/dev/null", "bs=268435456", "count=1"]);
+    let session = fx.runtime.exec(ExecRequest::new(container, process)).await?;
+    assert_eq!(to_the_end(session).await?.1, Exit::OutOfMemory);
     Ok(())
 }
 

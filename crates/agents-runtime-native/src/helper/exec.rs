@@ -11,7 +11,7 @@ use std::{
 use agents_core::{Exit, KillReason};
 use rustix::{
     event::{PollFd, PollFlags, poll},
-    process::{PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, pidfd_send_signal, waitpid},
+    process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, pidfd_send_signal, waitpid},
 };
 
 use super::{
@@ -95,19 +95,11 @@ fn supervise(
     // By now its number may stand for another process at any time.
     let first = pidfd_open(container.pid, PidfdFlags::empty()).context("the container is gone")?;
     let (ours, theirs) = UnixStream::pair().context("cannot make a socket")?;
-    if let Some(group) = &container.spec.identity.group {
-        group
-            .add(std::process::id())
-            .context("cannot join the container's cgroups")?;
-    }
-    container.namespaces.enter()?;
-    // Entering the user namespace has reset it; the helper's end must be ours.
-    let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
-    let Some(supervisor) = fork(CloneFlags::NONE).context("cannot start a supervisor")? else {
-        if sys::keep_only(&theirs).is_err() {
-            exit_now(1);
-        }
-        supervisor(container, &process, &theirs);
+    // The worker stays outside of the container's cgroups, so that somebody is left to say so when the kernel ends all that
+    // is in them for want of memory.
+    let Some(gate) = fork(CloneFlags::NONE).context("cannot start a process")? else {
+        drop(ours);
+        gate(container, &process, theirs)
     };
     drop(theirs);
     let terminal = process.tty.is_some();
@@ -118,8 +110,8 @@ fn supervise(
     ours.set_write_timeout(Some(GRACE)).context("cannot set a time limit")?;
     match launch {
         Launch::NotStarted { reason, message } => {
-            let _ = kill_process(supervisor, Signal::KILL);
-            let _ = waitpid(Some(supervisor), WaitOptions::empty());
+            let _ = kill_process(gate, Signal::KILL);
+            let _ = waitpid(Some(gate), WaitOptions::empty());
             return Ok(Exit::NotStarted { reason, message });
         }
         Launch::Running(_) => {
@@ -135,7 +127,7 @@ fn supervise(
         // told from the rest: the container ends, rather than that a deadline reaches only a part of it.
         let _ = pidfd_send_signal(&first, Signal::KILL);
     }
-    let _ = waitpid(Some(supervisor), WaitOptions::empty());
+    let _ = waitpid(Some(gate), WaitOptions::empty());
     Ok(match (ended, reason) {
         (_, Some(reason)) => killed(reason),
         (Some((ended, left)), None) => exit_of(Some(ended), before, usage(), left),
@@ -210,6 +202,34 @@ fn watch(
             }
         }
     }
+}
+
+/// Enters the container, starts the supervisor in it, and ends with it.
+fn gate(container: &Container, process: &ProcessSpec, socket: UnixStream) -> ! {
+    let enter = || -> Result<Option<Pid>, Failure> {
+        if let Some(group) = &container.spec.identity.group {
+            group
+                .add(std::process::id())
+                .context("cannot join the container's cgroups")?;
+        }
+        container.namespaces.enter()?;
+        // Entering the user namespace has reset it; the worker's end must be ours.
+        let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+        sys::keep_only(&socket).context("cannot close the worker's files")?;
+        fork(CloneFlags::NONE).context("cannot start a supervisor")
+    };
+    match enter() {
+        Ok(None) => supervisor(container, process, &socket),
+        Ok(Some(child)) => {
+            // The worker reads the supervisor's end from the socket's.
+            drop(socket);
+            let _ = waitpid(Some(child), WaitOptions::empty());
+        }
+        Err(failure) => {
+            let _ = wire::send(&socket, &Answer::Failed(failure), &[]);
+        }
+    }
+    exit_now(0)
 }
 
 /// The supervisor: as unprivileged as the process that it starts.
