@@ -547,20 +547,27 @@ struct Conditions {
 }
 
 impl Conditions {
-    /// Whether all hold for this machine and the capabilities that the container keeps.
-    fn hold(&self, capabilities: &[String]) -> bool {
+    /// Whether all hold for this machine and the capabilities that the container keeps, as `includes` means it.
+    fn all_hold(&self, capabilities: &[String]) -> bool {
+        // Every kernel that this runtime works on is newer than the ones that profiles ask for (4.8).
+        self.caps.iter().all(|name| capabilities.contains(name))
+            && (self.arches.is_empty() || self.names_this_machine())
+    }
+
+    /// Whether any holds, as `excludes` means it.
+    fn any_holds(&self, capabilities: &[String]) -> bool {
+        self.caps.iter().any(|name| capabilities.contains(name))
+            || self.names_this_machine()
+            || self.min_kernel.is_some()
+    }
+
+    fn names_this_machine(&self) -> bool {
         let arch = match std::env::consts::ARCH {
             "x86_64" => "amd64",
             "aarch64" => "arm64",
             other => other,
         };
-        // Every kernel that this runtime works on is newer than the ones that profiles ask for (4.8).
-        (self.caps.is_empty() || self.caps.iter().all(|name| capabilities.contains(name)))
-            && (self.arches.is_empty() || self.arches.iter().any(|name| name == arch))
-    }
-
-    fn is_empty(&self) -> bool {
-        self.caps.is_empty() && self.arches.is_empty() && self.min_kernel.is_none()
+        self.arches.iter().any(|name| name == arch)
     }
 }
 
@@ -576,8 +583,7 @@ pub(crate) fn profile_filters(text: &str, capabilities: &[String]) -> Result<Fil
     // One filter an action: the kernel runs all of them, and the strictest answer counts, seccomp(2).
     let mut groups: Vec<(SeccompAction, BTreeMap<i64, Vec<SeccompRule>>)> = Vec::new();
     for rule in &profile.syscalls {
-        let applies =
-            rule.includes.hold(capabilities) && (rule.excludes.is_empty() || !rule.excludes.hold(capabilities));
+        let applies = rule.includes.all_hold(capabilities) && !rule.excludes.any_holds(capabilities);
         let answer = action(&rule.action, rule.errno_ret)?;
         // What is refused by default needs no further refusal, and what is allowed by default no further permission.
         if !applies || refuses(&answer) == refuses(&otherwise) {
@@ -729,6 +735,19 @@ mod tests {
         let unknown: Vec<_> = ALLOWED.iter().filter(|name| Sysno::from_str(name).is_err()).collect();
         assert!(unknown.len() < 12, "misspelt names stay refused: {unknown:?}");
         assert!(ALLOWED.is_sorted());
+    }
+
+    #[test]
+    fn one_condition_excludes_and_all_of_them_include() {
+        let kept = ["CAP_KILL".to_owned()];
+        let conditions = |json: &str| serde_json::from_str::<Conditions>(json).unwrap();
+        let one_of_two = conditions(r#"{"caps": ["CAP_KILL", "CAP_SYS_ADMIN"]}"#);
+        assert!(one_of_two.any_holds(&kept) && !one_of_two.all_hold(&kept));
+        assert!(!one_of_two.any_holds(&[]));
+        let nothing = conditions("{}");
+        assert!(nothing.all_hold(&[]) && !nothing.any_holds(&kept));
+        let elsewhere = conditions(r#"{"caps": ["CAP_KILL"], "arches": ["s390"]}"#);
+        assert!(elsewhere.any_holds(&kept) && !elsewhere.all_hold(&kept));
     }
 
     #[test]
