@@ -27,8 +27,15 @@ impl Admitted {
     /// for a request that contradicts itself. Nothing has been created then.
     pub fn new(runtime: &dyn ContainerRuntime, request: ProvisionRequest) -> Result<Self> {
         check_shape(&request)?;
-        let capabilities = runtime.capabilities();
+        let all = runtime.capabilities();
         let mut refusals = Vec::new();
+        // What an unknown class could enforce is not known; the request is refused anyway, with all of its faults.
+        let capabilities = all
+            .of_class(request.security.runtime_class.as_deref())
+            .unwrap_or_else(|error| {
+                refusals.push(error.message().to_owned());
+                &all
+            });
         let mut need = |asked: bool, field: &str, support: &Support| {
             if asked && let Support::Refused { reason, remedy } = support {
                 refusals.push(format!("{field}: {reason}; {remedy}"));
@@ -95,11 +102,6 @@ impl Admitted {
         if let Some(process) = &request.process {
             need(true, "process", &capabilities.main_process);
             need(process.tty.is_some(), "tty", &capabilities.tty);
-        }
-        if let Some(class) = &security.runtime_class
-            && let Err(error) = capabilities.check_runtime_class(class)
-        {
-            refusals.push(error.message().to_owned());
         }
         if refusals.is_empty() {
             return Ok(Self(request));

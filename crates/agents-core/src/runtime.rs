@@ -900,8 +900,9 @@ macro_rules! capabilities {
         #[non_exhaustive]
         pub struct RuntimeCapabilities {
             $($(#[$doc])* pub $field: Support,)*
-            /// The runtime classes that can be asked for by name.
-            pub runtime_classes: Vec<String>,
+            /// The runtime classes that can be asked for by name, and what each of them can enforce.
+            #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+            pub runtime_classes: BTreeMap<String, RuntimeCapabilities>,
         }
 
         impl RuntimeCapabilities {
@@ -909,7 +910,7 @@ macro_rules! capabilities {
             pub fn none() -> Self {
                 Self {
                     $($field: Support::refused($reason, "choose another runtime"),)*
-                    runtime_classes: Vec::new(),
+                    runtime_classes: BTreeMap::new(),
                 }
             }
 
@@ -922,10 +923,10 @@ macro_rules! capabilities {
                 }
             )*
 
-            /// Sets the runtime classes.
+            /// Adds a runtime class, with what it can enforce.
             #[must_use]
-            pub fn with_runtime_classes(mut self, classes: Vec<String>) -> Self {
-                self.runtime_classes = classes;
+            pub fn with_runtime_class(mut self, class: impl Into<String>, capabilities: RuntimeCapabilities) -> Self {
+                self.runtime_classes.insert(class.into(), capabilities);
                 self
             }
 
@@ -983,19 +984,21 @@ capabilities! {
 }
 
 impl RuntimeCapabilities {
-    /// Looks a runtime class up.
+    /// What can be enforced in containers of a runtime class; `None` is the runtime's own.
     ///
     /// # Errors
     ///
-    /// `Unsupported` with the list of what there is.
-    pub fn check_runtime_class(&self, class: &str) -> Result<()> {
-        if self.runtime_classes.iter().any(|known| known == class) {
-            return Ok(());
+    /// `Unsupported` with the list of the classes that there are.
+    pub fn of_class(&self, class: Option<&str>) -> Result<&Self> {
+        let Some(class) = class else { return Ok(self) };
+        if let Some(capabilities) = self.runtime_classes.get(class) {
+            return Ok(capabilities);
         }
         let known = if self.runtime_classes.is_empty() {
             "this runtime has none".to_owned()
         } else {
-            format!("known here: {}", self.runtime_classes.join(", "))
+            let names: Vec<_> = self.runtime_classes.keys().map(String::as_str).collect();
+            format!("known here: {}", names.join(", "))
         };
         Err(Error::unsupported(format!(
             "runtime_class: {class:?} is not available; {known}"

@@ -409,7 +409,13 @@ impl Active {
     /// Provisions a fresh container and runs the agent in it to its end.
     async fn attempt(&mut self, plan: &Plan, input: Option<Input>, sinks: &mut Sinks) -> Result<Pumped, Outcome> {
         self.attempts += 1;
-        let main_process = self.engine.adapters().runtime.capabilities().main_process.is_enforced();
+        let capabilities = self.engine.adapters().runtime.capabilities();
+        let class = plan.request.security.runtime_class.as_deref();
+        let main_process = capabilities
+            .of_class(class)
+            .unwrap_or(&capabilities)
+            .main_process
+            .is_enforced();
         let request = plan
             .request
             .clone()

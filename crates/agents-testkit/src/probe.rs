@@ -166,7 +166,7 @@ fn compile() -> Result<Vec<u8>, String> {
 
 /// A container as the engine makes it for an agent, with what the probe needs.
 async fn container(fx: &Fx) -> Result<ContainerHandle, Failure> {
-    let capabilities = fx.runtime.capabilities();
+    let capabilities = fx.capabilities();
     let mut request = fx.request().with_mounts([Mount::tmpfs(16 << 20, "/tmp")]);
     let limits = ResourceLimits::none()
         .with_memory_bytes(capabilities.memory_limit.is_enforced().then_some(256 << 20))

@@ -45,6 +45,7 @@ pub struct RuntimeFixture {
     pub image: String,
     /// A folder on the host for bind mounts, as the runtime sees it.
     pub host_dir: PathBuf,
+    class: Option<String>,
     namespace: String,
     created: Mutex<Vec<ContainerId>>,
     kept: Vec<Box<dyn Any + Send + Sync>>,
@@ -58,10 +59,37 @@ impl RuntimeFixture {
             runtime,
             image: image.into(),
             host_dir: host_dir.into(),
+            class: None,
             namespace: SessionId::generate().to_string(),
             created: Mutex::default(),
             kept: Vec::new(),
         }
+    }
+
+    /// Judges a runtime class of the runtime: every request that names none asks for it.
+    #[must_use]
+    pub fn of_class(mut self, class: Option<String>) -> Self {
+        self.class = class;
+        self
+    }
+
+    /// What the runtime declares for the class that is judged.
+    pub fn capabilities(&self) -> RuntimeCapabilities {
+        let all = self.runtime.capabilities();
+        all.of_class(self.class.as_deref()).cloned().unwrap_or(all)
+    }
+
+    /// The request, in the class that is judged.
+    fn classed(&self, mut request: ProvisionRequest) -> ProvisionRequest {
+        if request.security.runtime_class.is_none() {
+            request.security.runtime_class.clone_from(&self.class);
+        }
+        request
+    }
+
+    /// Admits, provisions and verifies in the class that is judged, without judging the answer.
+    async fn try_provision(&self, request: ProvisionRequest) -> agents_core::Result<VerifiedContainer> {
+        self.runtime.provision_verified(self.classed(request)).await
     }
 
     /// Keeps something, such as a temporary folder, until the case has ended.
@@ -87,6 +115,7 @@ impl RuntimeFixture {
     ///
     /// Why the case is skipped, or has failed.
     pub async fn provision(&self, request: ProvisionRequest) -> Result<VerifiedContainer, Failure> {
+        let request = self.classed(request);
         if let Err(error) = Admitted::new(&*self.runtime, request.clone()) {
             return match error.kind() {
                 ErrorKind::Unsupported => skipped(error.message()),
@@ -157,7 +186,7 @@ impl RuntimeFixture {
         process: Process,
         deadline: Option<Duration>,
     ) -> Result<(ContainerHandle, ExecSession), Failure> {
-        if self.runtime.capabilities().main_process.is_enforced() {
+        if self.capabilities().main_process.is_enforced() {
             return self.start(request, process, deadline).await;
         }
         let container = self.provision(request).await?.handle;
@@ -168,7 +197,7 @@ impl RuntimeFixture {
 
     /// Skips the case unless the runtime declares something.
     fn needs(&self, name: &str, field: impl Fn(&RuntimeCapabilities) -> &Support) -> CaseResult {
-        match field(&self.runtime.capabilities()) {
+        match field(&self.capabilities()) {
             Support::Enforced => Ok(()),
             Support::Refused { reason, .. } => skipped(format!("{name}: {reason}")),
         }
@@ -453,7 +482,7 @@ async fn identity_and_availability(fx: Fx) -> CaseResult {
     assert_eq!(fx.runtime.info(), info, "info must not change");
     let availability = fx.runtime.check_availability().await?;
     assert!(availability.available, "{availability:?}");
-    for (name, support) in fx.runtime.capabilities().entries() {
+    for (name, support) in fx.capabilities().entries() {
         if let Support::Refused { reason, remedy } = support {
             assert!(
                 !reason.is_empty() && !remedy.is_empty(),
@@ -555,7 +584,7 @@ async fn what_is_undeclared_is_refused(fx: Fx) -> CaseResult {
         ),
         ("main_process", "process", base().with_process(Some(shell("true")))),
     ];
-    let capabilities = fx.runtime.capabilities();
+    let capabilities = fx.capabilities();
     let refused: BTreeSet<_> = capabilities
         .entries()
         .into_iter()
@@ -566,21 +595,21 @@ async fn what_is_undeclared_is_refused(fx: Fx) -> CaseResult {
             continue;
         }
         fx.remember(&request.name);
-        let Err(error) = fx.runtime.provision_verified(request).await else {
+        let Err(error) = fx.try_provision(request).await else {
             return failed(format!("{capability} is not declared, and a request for it was taken"));
         };
         assert_eq!(error.kind(), ErrorKind::Unsupported, "{capability}: {error}");
         assert!(error.message().contains(field), "{error} does not name {field}");
     }
     let class = base().with_security(security().with_runtime_class(Some("no-such-class".to_owned())));
-    let error = fx.runtime.provision_verified(class).await;
+    let error = fx.try_provision(class).await;
     assert_eq!(kind_of(error), Some(ErrorKind::Unsupported), "an unknown runtime class");
     assert_eq!(fx.of_namespace().await?, [], "something was created before the refusal");
     Ok(())
 }
 
 async fn everything_that_is_compared_holds(fx: Fx) -> CaseResult {
-    let capabilities = fx.runtime.capabilities();
+    let capabilities = fx.capabilities();
     let limit = |support: &Support, value: u64| support.is_enforced().then_some(value);
     let limits = ResourceLimits::none()
         .with_memory_bytes(limit(&capabilities.memory_limit, 256 * MIB))
@@ -611,7 +640,7 @@ async fn everything_that_is_compared_holds(fx: Fx) -> CaseResult {
 async fn a_name_in_use_already_exists(fx: Fx) -> CaseResult {
     let request = fx.request();
     let first = fx.provision(request.clone()).await?.handle;
-    let second = fx.runtime.provision_verified(request).await;
+    let second = fx.try_provision(request).await;
     assert_eq!(kind_of(second), Some(ErrorKind::AlreadyExists));
     succeeded(&fx.sh(&first, "true").await?)?;
     Ok(())
@@ -686,7 +715,7 @@ async fn an_unknown_image_is_not_found(fx: Fx) -> CaseResult {
     let mut request = fx.request().with_pull_policy(agents_core::ImagePullPolicy::Never);
     request.image = "/no/such/image".to_owned();
     // Not every runtime takes a path for an image, and none has this one.
-    let kind = kind_of(fx.runtime.provision_verified(request).await);
+    let kind = kind_of(fx.try_provision(request).await);
     assert!(
         matches!(kind, Some(ErrorKind::NotFound | ErrorKind::ConfigInvalid)),
         "{kind:?}"
@@ -699,7 +728,7 @@ async fn a_missing_bind_source_is_not_found(fx: Fx) -> CaseResult {
     fx.needs("bind_mounts", |c| &c.bind_mounts)?;
     let missing = fx.host_dir.join("missing");
     let request = fx.request().with_mounts([Mount::bind(&missing, "/mounted")]);
-    let Err(error) = fx.runtime.provision_verified(request).await else {
+    let Err(error) = fx.try_provision(request).await else {
         return failed("a mount source that does not exist was taken");
     };
     assert_eq!(error.kind(), ErrorKind::NotFound);
@@ -715,7 +744,7 @@ async fn a_dropped_provision_leaves_nothing(fx: Fx) -> CaseResult {
     for wait in [0, 1, 2, 4, 8, 16, 64] {
         let request = fx.request();
         fx.remember(&request.name);
-        let provision = fx.runtime.provision_verified(request.clone());
+        let provision = fx.try_provision(request.clone());
         let ended = tokio::time::timeout(Duration::from_millis(wait), provision).await;
         if let Ok(verified) = ended {
             fx.runtime.destroy(&verified?.handle.id).await?;
@@ -830,7 +859,7 @@ async fn exit_codes(fx: Fx) -> CaseResult {
         let output = fx.sh(&container, &format!("exit {code}")).await?;
         assert_eq!(output.exit, exited(code));
     }
-    if fx.runtime.capabilities().main_process.is_enforced() {
+    if fx.capabilities().main_process.is_enforced() {
         for code in [0, 1, 42, 255] {
             let (_, output) = fx.run(fx.request(), shell(&format!("exit {code}"))).await?;
             assert_eq!(output.exit, exited(code));
@@ -855,7 +884,7 @@ async fn a_missing_command_is_not_found(fx: Fx) -> CaseResult {
     let container = fx.idle().await?;
     for command in ["/no/such/command", "no-such-command"] {
         let mut exits = vec![fx.exec(&container, Process::new([command])).await?.exit];
-        if fx.runtime.capabilities().main_process.is_enforced() {
+        if fx.capabilities().main_process.is_enforced() {
             exits.push(fx.run(fx.request(), Process::new([command])).await?.1.exit);
         }
         for exit in exits {
@@ -1433,12 +1462,7 @@ async fn a_tmpfs_has_its_size(fx: Fx) -> CaseResult {
 
 async fn a_writable_root_is_private(fx: Fx) -> CaseResult {
     fx.needs("writable_rootfs", |c| &c.writable_rootfs)?;
-    let user = fx
-        .runtime
-        .capabilities()
-        .user
-        .is_enforced()
-        .then_some(User { uid: 0, gid: 0 });
+    let user = fx.capabilities().user.is_enforced().then_some(User { uid: 0, gid: 0 });
     let security = SecurityConfig::default().with_read_only_rootfs(false).with_user(user);
     let writable = || fx.request().with_security(security.clone());
     let one = fx.provision(writable()).await?.handle;
@@ -1528,10 +1552,7 @@ async fn a_seccomp_profile_is_in_force(fx: Fx) -> CaseResult {
     )?;
     fs::write(&profile, "{\"defaultAction\": 7}").map_err(|error| Failure::Failed(error.to_string()))?;
     let security = SecurityConfig::default().with_seccomp_profile(Some(profile));
-    let broken = fx
-        .runtime
-        .provision_verified(fx.request().with_security(security))
-        .await;
+    let broken = fx.try_provision(fx.request().with_security(security)).await;
     assert_eq!(
         kind_of(broken),
         Some(ErrorKind::ConfigInvalid),

@@ -49,6 +49,7 @@ fn known(name: &str) -> bool {
         || matches!(
             name,
             "agents-core"
+                | "agents-guest"
                 | "agents-image"
                 | "agents-layers"
                 | "agents-journal"
@@ -68,7 +69,10 @@ fn sees_facade(name: &str) -> bool {
 fn allowed(from: &str, to: &str) -> bool {
     let targets: &[&str] = match from {
         "agents-core" => &[],
-        "agents-runtime-native" => &["agents-core", "agents-image"],
+        "agents-runtime-native" | "agents-runtime-docker" | "agents-runtime-podman" => {
+            &["agents-core", "agents-guest", "agents-image"]
+        }
+        "agents-runtime-k8s" => &["agents-core", "agents-guest"],
         "agents-audit-file" => &["agents-core", "agents-journal"],
         "agents-layers" => &["agents-core", "agents-journal"],
         "agents-session" => &["agents-core", "agents-egress"],
@@ -145,7 +149,7 @@ mod tests {
     fn other_arrows_are_findings() {
         for (from, to) in [
             ("agents-core", "agents-image"),
-            ("agents-runtime-podman", "agents-image"),
+            ("agents-runtime-k8s", "agents-image"),
             ("agents-audit-sql", "agents-journal"),
             ("agents-storage-objectstore", "agents-audit-file"),
             ("agents-config", "agents-session"),
