@@ -78,6 +78,8 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: AuditCommand,
     },
+    /// Build an image from a folder with a Containerfile, with the runtime's own builder
+    Build(BuildArgs),
     /// Check policies
     Policy {
         #[command(subcommand)]
@@ -109,6 +111,25 @@ pub(crate) struct Adapters {
     /// Keep the audit trail there: a type of logger, such as file
     #[arg(long, value_name = "TYPE")]
     pub(crate) audit: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct BuildArgs {
+    /// The folder
+    #[arg(value_name = "DIR")]
+    pub(crate) context: PathBuf,
+    /// The name that the image gets, as name:tag
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) tag: String,
+    /// The recipe, relative to the folder [default: Containerfile, else Dockerfile]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// Let the recipe's steps use the network
+    #[arg(long)]
+    pub(crate) network: bool,
+    /// Build it there: a type of runtime, such as podman
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) runtime: Option<String>,
 }
 
 #[derive(Args, Debug)]

@@ -4,6 +4,7 @@
 mod args;
 mod artifacts;
 mod audit;
+mod build;
 mod config;
 mod context;
 mod detach;
@@ -101,6 +102,7 @@ async fn dispatch(cli: Cli) -> Outcome {
             AuditCommand::Tail(args) => audit::tail(&context, &args).await,
             AuditCommand::Query(args) => audit::query(&context, args).await,
         },
+        Command::Build(args) => build::build(&context, &args).await,
         Command::Policy { command } => match command {
             PolicyCommand::Check(args) => policy::check(&context, &args).await,
         },

@@ -28,10 +28,10 @@ pub use layer::{Adapters, Layer};
 pub use nearest::nearest;
 pub use policy::{NetworkPolicy, Policy, PolicyErrors, PolicySpec, capability, split_mount};
 pub use runtime::{
-    ByteStream, ContainerHandle, ContainerInfo, ContainerRuntime, ContainerRuntimeExt, ContainerState, ContainerStats,
-    CopyFromRequest, CopyToRequest, ExecRequest, ImagePullPolicy, Mount, MountSource, NetworkConfig, Process,
-    ProgressListener, ProvisionProgress, ProvisionRequest, ResourceLimits, RuntimeCapabilities, Secret, SecretBytes,
-    SecurityConfig, StartRequest, User, VerifiedContainer,
+    BuildImageRequest, ByteStream, ContainerHandle, ContainerInfo, ContainerRuntime, ContainerRuntimeExt,
+    ContainerState, ContainerStats, CopyFromRequest, CopyToRequest, ExecRequest, ImagePullPolicy, Mount, MountSource,
+    NetworkConfig, Process, ProgressListener, ProvisionProgress, ProvisionRequest, ResourceLimits, RuntimeCapabilities,
+    Secret, SecretBytes, SecurityConfig, StartRequest, User, VerifiedContainer,
 };
 pub use storage::{
     ArtifactInfo, Body, DeleteRequest, RetrieveRequest, Retrieved, StorageBackend, StorageBackendExt,

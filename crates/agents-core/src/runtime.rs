@@ -109,6 +109,23 @@ pub trait ContainerRuntime: fmt::Debug + Send + Sync + 'static {
     /// Removes what crashed creations left behind that no container of [`list`](Self::list) stands for, such as stray
     /// cgroups, mounts and folders, and says what was removed. Never touches what a living process owns.
     async fn reap(&self) -> Result<Vec<String>>;
+
+    /// Builds an image from a folder with a Containerfile, and returns the reference to ask for it by. A convenience of
+    /// runtimes whose engine can build; the others refuse it.
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` where the runtime has no builder, `ConfigInvalid` for a folder without a Containerfile or one that
+    /// the engine rejects.
+    async fn build_image(&self, request: BuildImageRequest) -> Result<String> {
+        drop(request);
+        Err(Error::unsupported(format!(
+            "the {} runtime cannot build images; build it with a runtime that can (podman, docker), or give it a folder or \
+             an archive",
+            self.info().adapter_type
+        ))
+        .with_operation("build_image"))
+    }
 }
 
 /// Conveniences over every [`ContainerRuntime`].
@@ -530,6 +547,11 @@ pub enum ProvisionProgress {
     },
     /// The image is complete.
     ImageReady,
+    /// The builder said something.
+    Building {
+        /// A line of its output.
+        line: String,
+    },
 }
 
 /// A listener for [`ProvisionProgress`].
@@ -676,6 +698,56 @@ impl ProvisionRequest {
     #[must_use]
     pub fn with_secrets(mut self, secrets: impl IntoIterator<Item = Secret>) -> Self {
         self.secrets.extend(secrets);
+        self
+    }
+
+    /// Sets who hears of the progress.
+    #[must_use]
+    pub fn with_progress(mut self, progress: Option<ProgressListener>) -> Self {
+        self.progress = progress;
+        self
+    }
+}
+
+/// Builds an image.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct BuildImageRequest {
+    /// The folder that is sent to the builder, without what its `.containerignore` or `.dockerignore` leaves out.
+    pub context: PathBuf,
+    /// The recipe, relative to the folder; `None` is `Containerfile`, else `Dockerfile`.
+    pub containerfile: Option<PathBuf>,
+    /// The name that the image gets, as `name:tag`.
+    pub tag: String,
+    /// Whether the steps of the recipe may use the network; they may not by default.
+    pub network: bool,
+    /// Who hears of the progress.
+    pub progress: Option<ProgressListener>,
+}
+
+impl BuildImageRequest {
+    /// Builds a folder under a name, without network.
+    pub fn new(context: impl Into<PathBuf>, tag: impl Into<String>) -> Self {
+        Self {
+            context: context.into(),
+            containerfile: None,
+            tag: tag.into(),
+            network: false,
+            progress: None,
+        }
+    }
+
+    /// Sets the recipe.
+    #[must_use]
+    pub fn with_containerfile(mut self, path: Option<PathBuf>) -> Self {
+        self.containerfile = path;
+        self
+    }
+
+    /// Lets the steps use the network.
+    #[must_use]
+    pub fn with_network(mut self, network: bool) -> Self {
+        self.network = network;
         self
     }
 

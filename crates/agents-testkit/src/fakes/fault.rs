@@ -8,10 +8,11 @@ use std::{
 
 use agents_core::{
     AdapterInfo, Admitted, ArtifactInfo, AuditCapabilities, AuditEvent, AuditLogger, AuditPage, AuditQuery,
-    Availability, Body, ByteStream, ComplianceReport, ContainerHandle, ContainerId, ContainerInfo, ContainerRuntime,
-    ContainerStats, CopyFromRequest, CopyToRequest, DeleteRequest, Enforced, EnforcementContext, Error, ErrorKind,
-    ExecRequest, ExecSession, Layer, Policy, PolicyValidator, Provisioned, Result, RetrieveRequest, Retrieved,
-    RuntimeCapabilities, SessionId, StartRequest, StorageBackend, StorageCapabilities, StoreRequest, ValidationResult,
+    Availability, Body, BuildImageRequest, ByteStream, ComplianceReport, ContainerHandle, ContainerId, ContainerInfo,
+    ContainerRuntime, ContainerStats, CopyFromRequest, CopyToRequest, DeleteRequest, Enforced, EnforcementContext,
+    Error, ErrorKind, ExecRequest, ExecSession, Layer, Policy, PolicyValidator, Provisioned, Result, RetrieveRequest,
+    Retrieved, RuntimeCapabilities, SessionId, StartRequest, StorageBackend, StorageCapabilities, StoreRequest,
+    ValidationResult,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -243,6 +244,11 @@ impl ContainerRuntime for Faulty<dyn ContainerRuntime> {
 
     async fn reap(&self) -> Result<Vec<String>> {
         self.faults.call("runtime.reap", self.inner.reap()).await
+    }
+
+    async fn build_image(&self, request: BuildImageRequest) -> Result<String> {
+        let call = self.inner.build_image(request);
+        self.faults.call("runtime.build_image", call).await
     }
 }
 
