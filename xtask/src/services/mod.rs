@@ -4,10 +4,13 @@
 //! that it answers once it is ready, and the variables that lead tests to it. To add one, write the
 //! implementation in a module of its own and name it in [`all`].
 
+mod cache;
+mod golang;
 mod http;
 mod launch;
 mod process;
 mod registry;
+mod s3;
 mod state;
 
 use std::path::{Path, PathBuf};
@@ -80,7 +83,7 @@ pub(super) struct Launch {
 }
 
 fn all() -> Vec<&'static dyn Server> {
-    vec![&registry::ANONYMOUS, &registry::AUTHENTICATED]
+    vec![&registry::ANONYMOUS, &registry::AUTHENTICATED, &s3::Versitygw]
 }
 
 pub(crate) fn run(mut args: Args) -> Result<ExitCode> {
