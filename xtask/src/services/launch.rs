@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::state::{self, Record, Store};
-use super::{Place, Server, process};
+use super::{Place, Server, leftovers, process};
 use crate::error::{Context, Result, fail};
 use crate::sh;
 
@@ -25,9 +25,8 @@ pub(super) fn start(server: &dyn Server, program: PathBuf, store: &Store) -> Res
     };
     let mut last = String::new();
     for _ in 0..ATTEMPTS {
-        if place.data.exists() {
-            fs::remove_dir_all(&place.data).context(|| format!("cannot remove {}", place.data.display()))?;
-        }
+        server.clean(&place)?;
+        leftovers::remove(&place.data)?;
         fs::create_dir_all(&place.data).context(|| format!("cannot create {}", place.data.display()))?;
         place.port = free_port()?;
         let launch = server.launch(&place)?;
@@ -43,7 +42,7 @@ pub(super) fn start(server: &dyn Server, program: PathBuf, store: &Store) -> Res
             pid: child.id(),
             start_time,
             boot_id: state::boot_id(),
-            port: place.port,
+            place: place.clone(),
             env: launch
                 .env
                 .into_iter()
@@ -52,10 +51,11 @@ pub(super) fn start(server: &dyn Server, program: PathBuf, store: &Store) -> Res
         };
         // Recorded before it is ready, so that `down` finds it even if we are killed while we wait.
         store.write(&record)?;
-        match wait(server, &record, &mut child) {
+        match wait(server, &record, &mut child).and_then(|up| fill(server, &record, up)) {
             Ok(true) => return Ok(record),
             Ok(false) => {}
             Err(error) => {
+                server.clean(&place)?;
                 store.forget(name)?;
                 return fail(format!(
                     "{error}; the end of {}:\n{}",
@@ -65,6 +65,7 @@ pub(super) fn start(server: &dyn Server, program: PathBuf, store: &Store) -> Res
             }
         }
         last = ended(server, store, &mut child)?;
+        server.clean(&place)?;
         store.forget(name)?;
     }
     fail(format!("{name} ended before it answered: {last}"))
@@ -109,18 +110,28 @@ fn wait(server: &dyn Server, record: &Record, child: &mut Child) -> Result<bool>
             return Ok(false);
         }
         // Alive after the answer too: the answer might come from whoever took the port first.
-        if server.ready(record.port) && record.alive() {
+        if server.ready(&record.place) && record.alive() {
             return Ok(true);
         }
         thread::sleep(Duration::from_millis(25));
     }
     process::stop(record.pid, record.start_time)?;
     fail(format!(
-        "{} did not answer on port {} within {} s",
+        "{} did not answer on {} within {} s",
         record.name,
-        record.port,
+        server.address(&record.place),
         server.patience()
     ))
+}
+
+/// Lets a server that is up be filled; one that cannot be is stopped.
+fn fill(server: &dyn Server, record: &Record, up: bool) -> Result<bool> {
+    if up && let Err(error) = server.fill(&record.place) {
+        server.retire(&record.place);
+        process::stop(record.pid, record.start_time)?;
+        return fail(format!("{} is up, but it cannot be filled: {error}", record.name));
+    }
+    Ok(up)
 }
 
 fn ended(server: &dyn Server, store: &Store, child: &mut Child) -> Result<String> {
@@ -168,7 +179,7 @@ mod tests {
                 env: vec![("KEY", "value".to_owned())],
             })
         }
-        fn ready(&self, _: u16) -> bool {
+        fn ready(&self, _: &Place) -> bool {
             self.0.contains("ready")
         }
     }

@@ -5,9 +5,13 @@
 //! implementation in a module of its own and name it in [`all`].
 
 mod cache;
+mod docker;
+mod engine;
 mod golang;
 mod http;
 mod launch;
+mod leftovers;
+mod podman;
 mod process;
 mod registry;
 mod s3;
@@ -25,13 +29,14 @@ use crate::{lock, paths, sh};
 use state::{Record, Store};
 
 pub(crate) const HELP: &str = "\
-Start and stop the servers that tests talk to. They listen on free loopback ports and stay up until `down`.
+Start and stop the servers that tests talk to. They listen on free loopback ports or on unix sockets of their own,
+and stay up until `down`.
 
 Usage: cargo xtask services COMMAND
 
 Commands:
   up [NAME…]       start the named servers, or the default tier; those that run already stay as they are
-  down [NAME…]     stop the named servers, or all; only processes that `up` started
+  down [NAME…]     stop the named servers, or all, and remove what they keep; only what `up` started
   status [--json]  what runs, where, and which servers there are
   env              `export K=V` lines that lead tests and the CLI to what runs:
                    eval \"$(cargo xtask services env)\"
@@ -62,17 +67,36 @@ pub(super) trait Server: Sync {
     /// The command that starts it in the foreground. Called again with another port when that one was taken.
     fn launch(&self, place: &Place) -> Result<Launch>;
 
+    /// Where it listens, for people.
+    fn address(&self, place: &Place) -> String {
+        format!("127.0.0.1:{}", place.port)
+    }
+
     /// Its own question: does it answer as a server that is ready?
-    fn ready(&self, port: u16) -> bool;
+    fn ready(&self, place: &Place) -> bool;
+
+    /// What is still to do once it is ready, before tests may use it.
+    fn fill(&self, _place: &Place) -> Result<()> {
+        Ok(())
+    }
+
+    /// Asks it to let go of what would outlive it, before it is stopped. It may be dead already.
+    fn retire(&self, _place: &Place) {}
+
+    /// Removes what it keeps outside of [`Place::data`], after it was stopped and before it is started.
+    fn clean(&self, _place: &Place) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// What a server gets to start with.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Place {
     /// What [`Server::install`] returned.
     pub(super) program: PathBuf,
     /// An empty folder of its own, removed by `down`.
     pub(super) data: PathBuf,
-    /// A loopback port that was free a moment ago.
+    /// A loopback port that was free a moment ago; servers on a unix socket leave it alone.
     pub(super) port: u16,
 }
 
@@ -83,7 +107,13 @@ pub(super) struct Launch {
 }
 
 fn all() -> Vec<&'static dyn Server> {
-    vec![&registry::ANONYMOUS, &registry::AUTHENTICATED, &s3::Versitygw]
+    vec![
+        &registry::ANONYMOUS,
+        &registry::AUTHENTICATED,
+        &s3::Versitygw,
+        &docker::OLD,
+        &podman::ROOTFUL,
+    ]
 }
 
 pub(crate) fn run(mut args: Args) -> Result<ExitCode> {
@@ -120,8 +150,8 @@ pub(crate) fn up(names: &[String]) -> Result<Vec<String>> {
     for server in choose(names)? {
         let name = server.name();
         if let Some(record) = store.read(name)? {
-            if record.alive() && server.ready(record.port) {
-                println!("{name}: already up on 127.0.0.1:{}", record.port);
+            if record.alive() && server.ready(&record.place) {
+                println!("{name}: already up on {}", server.address(&record.place));
                 continue;
             }
             // A crash, or a process that no longer answers: start again from nothing.
@@ -129,7 +159,7 @@ pub(crate) fn up(names: &[String]) -> Result<Vec<String>> {
         }
         let program = server.install(&paths::cache()?.join("services"))?;
         let record = launch::start(server, program, &store)?;
-        println!("{name}: up on 127.0.0.1:{}", record.port);
+        println!("{name}: up on {}", server.address(&record.place));
         started.push(name.to_owned());
     }
     Ok(started)
@@ -171,7 +201,7 @@ fn status(as_json: bool) -> Result<()> {
         let state = match &record {
             None => "down",
             Some(record) if !record.alive() => "ended",
-            Some(record) if server.ready(record.port) => "up",
+            Some(record) if server.ready(&record.place) => "up",
             Some(_) => "not answering",
         };
         rows.push((server, record, state));
@@ -185,7 +215,7 @@ fn status(as_json: bool) -> Result<()> {
                     "about": server.about(),
                     "default_tier": server.default_tier(),
                     "state": state,
-                    "address": record.as_ref().map(|r| format!("127.0.0.1:{}", r.port)),
+                    "address": record.as_ref().map(|r| server.address(&r.place)),
                     "pid": record.as_ref().map(|r| r.pid),
                     "log": store.log(server.name()),
                 })
@@ -196,16 +226,27 @@ fn status(as_json: bool) -> Result<()> {
     }
     for (server, record, state) in rows {
         let address = record
-            .map(|r| format!("127.0.0.1:{} (pid {})", r.port, r.pid))
+            .map(|r| format!("{} (pid {})", server.address(&r.place), r.pid))
             .unwrap_or_default();
-        println!("{:<16} {state:<14} {address:<30} {}", server.name(), server.about());
+        println!("{:<16} {state:<14} {}", server.name(), server.about());
+        if !address.is_empty() {
+            println!("{:<16} {address}", "");
+        }
     }
     Ok(())
 }
 
 fn stop(store: &Store, record: &Record) -> Result<()> {
+    // A server that this version no longer knows has its process and its folder, and nothing else of ours.
+    let server = find(&record.name).ok();
     if record.alive() {
+        if let Some(server) = server {
+            server.retire(&record.place);
+        }
         process::stop(record.pid, record.start_time)?;
+    }
+    if let Some(server) = server {
+        server.clean(&record.place)?;
     }
     store.forget(&record.name)
 }

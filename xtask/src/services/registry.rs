@@ -74,9 +74,9 @@ impl Server for Registry {
         Ok(Launch { command, env })
     }
 
-    fn ready(&self, port: u16) -> bool {
+    fn ready(&self, place: &Place) -> bool {
         let wanted = if self.password { 401 } else { 200 };
-        http::status(port, "/v2/") == Some(wanted)
+        http::status(place.port, "/v2/") == Some(wanted)
     }
 }
 

@@ -65,7 +65,7 @@ impl Server for Versitygw {
         })
     }
 
-    fn ready(&self, port: u16) -> bool {
-        http::status(port, "/health") == Some(200)
+    fn ready(&self, place: &Place) -> bool {
+        http::status(place.port, "/health") == Some(200)
     }
 }

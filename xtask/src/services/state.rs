@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::process;
+use super::{Place, leftovers, process};
 use crate::error::{Context, Result};
 
 /// A server that was started.
@@ -16,7 +16,7 @@ pub(super) struct Record {
     pub(super) pid: u32,
     pub(super) start_time: u64,
     pub(super) boot_id: String,
-    pub(super) port: u16,
+    pub(super) place: Place,
     pub(super) env: Vec<(String, String)>,
 }
 
@@ -32,19 +32,25 @@ impl Record {
             "pid": self.pid,
             "start_time": self.start_time,
             "boot_id": self.boot_id,
-            "port": self.port,
+            "port": self.place.port,
+            "program": self.place.program,
             "env": self.env,
         })
     }
 
-    fn from_json(value: &Value) -> Option<Self> {
+    fn from_json(value: &Value, data: PathBuf) -> Option<Self> {
         let text = |key: &str| value[key].as_str().map(str::to_owned);
         Some(Self {
             name: text("name")?,
             pid: value["pid"].as_u64()?.try_into().ok()?,
             start_time: value["start_time"].as_u64()?,
             boot_id: text("boot_id")?,
-            port: value["port"].as_u64()?.try_into().ok()?,
+            place: Place {
+                port: value["port"].as_u64()?.try_into().ok()?,
+                // A record that an earlier version wrote has none; it can be stopped all the same.
+                program: text("program").unwrap_or_default().into(),
+                data,
+            },
             env: value["env"]
                 .as_array()?
                 .iter()
@@ -98,7 +104,7 @@ impl Store {
         }
         let text = fs::read_to_string(&path).context(|| format!("cannot read {}", path.display()))?;
         let value: Value = serde_json::from_str(&text).context(|| format!("cannot parse {}", path.display()))?;
-        Record::from_json(&value)
+        Record::from_json(&value, self.data(name))
             .ok_or("a key is missing")
             .context(|| format!("cannot understand {}", path.display()))
             .map(Some)
@@ -125,10 +131,7 @@ impl Store {
 
     /// Removes the record and the data; the log stays for whoever wants to know what happened.
     pub(super) fn forget(&self, name: &str) -> Result<()> {
-        let data = self.data(name);
-        if data.exists() {
-            fs::remove_dir_all(&data).context(|| format!("cannot remove {}", data.display()))?;
-        }
+        leftovers::remove(&self.data(name))?;
         let record = self.record(name);
         fs::remove_file(&record).context(|| format!("cannot remove {}", record.display()))
     }
@@ -148,7 +151,11 @@ mod tests {
             pid: std::process::id(),
             start_time: process::start_time(std::process::id()).unwrap(),
             boot_id: boot_id(),
-            port: 4242,
+            place: Place {
+                program: PathBuf::from("/cache/registry"),
+                data: PathBuf::from("/state/data/registry"),
+                port: 4242,
+            },
             env: vec![("KEY".to_owned(), "a b".to_owned())],
         }
     }
@@ -159,8 +166,10 @@ mod tests {
         let store = Store::open(folder.path().join("state")).unwrap();
         assert_eq!(store.read("registry").unwrap(), None);
         store.write(&record()).unwrap();
-        assert_eq!(store.read("registry").unwrap(), Some(record()));
-        assert_eq!(store.all().unwrap(), [record()]);
+        let mut expected = record();
+        expected.place.data = store.data("registry");
+        assert_eq!(store.read("registry").unwrap(), Some(expected.clone()));
+        assert_eq!(store.all().unwrap(), [expected]);
         store.forget("registry").unwrap();
         assert_eq!(store.all().unwrap(), []);
     }
