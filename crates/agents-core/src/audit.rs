@@ -259,6 +259,36 @@ pub struct AuditEvent {
     pub severity: Severity,
     /// Free words to find it by.
     pub tags: Vec<String>,
+    /// The place in a hash chain, once a journal or a sink that keeps one has taken the event. A sink gives back what it
+    /// was given, so that the trail can be verified wherever it is read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chain: Option<ChainLink>,
+}
+
+/// The place of an event in the hash chain of the writer that put it on record (crate `agents-journal`).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ChainLink {
+    /// The writer, a UUID; each has a chain of its own.
+    pub writer: String,
+    /// The place in the chain: 1 for the first event, without gaps.
+    pub sequence: u64,
+    /// The hash of the event before, in lower-case hexadecimal.
+    pub previous: String,
+    /// The hash of this event, which covers the one before.
+    pub hash: String,
+}
+
+impl ChainLink {
+    /// A link.
+    pub fn new(writer: impl Into<String>, sequence: u64, previous: impl Into<String>, hash: impl Into<String>) -> Self {
+        Self {
+            writer: writer.into(),
+            sequence,
+            previous: previous.into(),
+            hash: hash.into(),
+        }
+    }
 }
 
 impl AuditEvent {
@@ -274,6 +304,7 @@ impl AuditEvent {
             payload: Map::new(),
             severity: Severity::Info,
             tags: Vec::new(),
+            chain: None,
         }
     }
 
@@ -309,6 +340,13 @@ impl AuditEvent {
     #[must_use]
     pub fn with_fact(mut self, key: &str, value: impl Into<Value>) -> Self {
         self.payload.insert(key.to_owned(), value.into());
+        self
+    }
+
+    /// Sets the place in a hash chain.
+    #[must_use]
+    pub fn with_chain(mut self, chain: Option<ChainLink>) -> Self {
+        self.chain = chain;
         self
     }
 
@@ -478,7 +516,13 @@ mod tests {
             .collect();
         assert!(places.is_sorted(), "{json}");
         assert!(json.contains("\"severity\":\"info\""));
+        assert!(json.ends_with("\"tags\":[]}"), "no link, no key: {json}");
         assert_eq!(serde_json::from_str::<AuditEvent>(&json).unwrap(), event);
+        let linked = event.with_chain(Some(ChainLink::new("w", 7, "aa", "bb")));
+        let json = serde_json::to_string(&linked).unwrap();
+        let link = r#","tags":[],"chain":{"writer":"w","sequence":7,"previous":"aa","hash":"bb"}}"#;
+        assert!(json.ends_with(link), "{json}");
+        assert_eq!(serde_json::from_str::<AuditEvent>(&json).unwrap(), linked);
     }
 
     #[test]

@@ -15,7 +15,7 @@ pub mod runtime;
 pub mod storage;
 pub mod validator;
 
-pub use audit::{AuditCapabilities, AuditEvent, AuditLogger, AuditPage, AuditQuery, EventType, Severity};
+pub use audit::{AuditCapabilities, AuditEvent, AuditLogger, AuditPage, AuditQuery, ChainLink, EventType, Severity};
 pub use error::{Error, ErrorKind, Result, RetryStatus};
 pub use exec::{
     Capture, Captured, ExecControl, ExecEvent, ExecInput, ExecOutput, ExecSession, Exit, KillReason, StartFailure,
@@ -34,8 +34,8 @@ pub use runtime::{
     Secret, SecretBytes, SecurityConfig, StartRequest, User, VerifiedContainer,
 };
 pub use storage::{
-    ArtifactInfo, Body, DeleteRequest, RetrieveRequest, Retrieved, StorageBackend, StorageBackendExt,
-    StorageCapabilities, StoreRequest,
+    ArtifactInfo, Body, DeleteRequest, PresignPutRequest, PresignedPut, RetrieveRequest, Retrieved, StorageBackend,
+    StorageBackendExt, StorageCapabilities, StoreRequest,
 };
 pub use validator::{
     ComplianceOutcome, ComplianceReport, ComplianceRule, Enforced, EnforcementContext, Finding, PolicyChange,

@@ -2,7 +2,7 @@
 
 use std::{any::Any, collections::BTreeSet, fmt, sync::Arc};
 
-use agents_core::{AgentId, AuditEvent, AuditLogger, AuditQuery, ErrorKind, EventType, SessionId, Severity};
+use agents_core::{AgentId, AuditEvent, AuditLogger, AuditQuery, ChainLink, ErrorKind, EventType, SessionId, Severity};
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use jiff::{SignedDuration, Timestamp};
@@ -57,8 +57,10 @@ impl AuditFixture {
         skipped("this sink declares that it cannot be queried")
     }
 
+    /// The events of a session, without the links that a sink with a chain of its own has added.
     async fn of_session(&self, session: &SessionId) -> Result<Vec<AuditEvent>, Failure> {
-        all_pages(&*self.audit, AuditQuery::new().with_session(Some(session.clone()))).await
+        let events = all_pages(&*self.audit, AuditQuery::new().with_session(Some(session.clone()))).await?;
+        Ok(events.into_iter().map(|event| event.with_chain(None)).collect())
     }
 }
 
@@ -85,6 +87,7 @@ pub fn cases() -> Vec<Case<AuditFixture>> {
         a_foreign_cursor_is_refused,
         repeated_delivery_is_harmless,
         text_and_sizes_survive,
+        the_link_of_a_chain_survives,
         concurrent_emitters_lose_nothing,
         a_dropped_emit_does_no_damage,
         flush_then_shutdown,
@@ -387,6 +390,28 @@ async fn text_and_sizes_survive(fx: Fx) -> CaseResult {
     for (found, event) in found.iter().zip(&events) {
         assert!(found == event, "event {:?} changed", event.payload.get("n"));
     }
+    Ok(())
+}
+
+async fn the_link_of_a_chain_survives(fx: Fx) -> CaseResult {
+    fx.needs_query()?;
+    let session = SessionId::generate();
+    let writer = "018f4fb5-5d3c-7000-8000-0123456789ab";
+    let events: Vec<_> = (1..4)
+        .map(|n| {
+            let hash = |n: u64| format!("{n:064x}");
+            let link = ChainLink::new(writer, n, hash(n - 1), hash(n));
+            event(&session, n as usize).with_chain(Some(link))
+        })
+        .collect();
+    for result in fx.audit.emit_batch(events.clone()).await? {
+        result?;
+    }
+    let found = all_pages(&*fx.audit, AuditQuery::new().with_session(Some(session))).await?;
+    assert!(
+        found == events,
+        "a link changed, so nobody can verify what is stored here"
+    );
     Ok(())
 }
 
