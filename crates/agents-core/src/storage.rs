@@ -74,6 +74,31 @@ pub trait StorageBackend: fmt::Debug + Send + Sync + 'static {
 
     /// Removes what interrupted uploads left behind, and says what was removed.
     async fn reap(&self) -> Result<Vec<String>>;
+
+    /// Every session that has artifacts, each once, ordered by id.
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` when [`StorageCapabilities::sessions`] is off.
+    fn sessions(&self) -> BoxStream<'static, Result<SessionId>> {
+        let error = Error::unsupported("this storage backend cannot list its sessions");
+        futures_util::stream::once(std::future::ready(Err(error))).boxed()
+    }
+
+    /// A URL that lets anyone who has it store this one artifact, once, without any other right.
+    ///
+    /// The version is the next one at this moment. When another store takes it first, the upload is refused by the server
+    /// and a new URL is needed.
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` when [`StorageCapabilities::presign_put`] is off.
+    async fn presign_put(&self, request: PresignPutRequest) -> Result<PresignedPut> {
+        let _ = request;
+        Err(Error::unsupported(
+            "this storage backend cannot sign URLs for uploads; store the artifact through the SDK",
+        ))
+    }
 }
 
 /// Conveniences over every [`StorageBackend`].
@@ -322,6 +347,95 @@ impl DeleteRequest {
     }
 }
 
+/// Asks for a URL that stores one artifact. The content is fixed by its SHA-256, so that the URL is good for nothing else.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct PresignPutRequest {
+    /// The session.
+    pub session_id: SessionId,
+    /// The artifact's name.
+    pub name: ArtifactName,
+    /// The SHA-256 of the content that will be sent, in lower-case hexadecimal.
+    pub sha256: String,
+    /// How long the URL works.
+    pub expires_in: Duration,
+    /// The media type.
+    pub content_type: Option<String>,
+    /// The user's own metadata, as in [`StoreRequest`].
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl PresignPutRequest {
+    /// Asks without metadata.
+    pub fn new(session_id: SessionId, name: ArtifactName, sha256: impl Into<String>, expires_in: Duration) -> Self {
+        Self {
+            session_id,
+            name,
+            sha256: sha256.into(),
+            expires_in,
+            content_type: None,
+            metadata: BTreeMap::new(),
+        }
+    }
+
+    /// Sets the media type.
+    #[must_use]
+    pub fn with_content_type(mut self, content_type: Option<String>) -> Self {
+        self.content_type = content_type;
+        self
+    }
+
+    /// Sets the metadata.
+    #[must_use]
+    pub fn with_metadata(mut self, metadata: BTreeMap<String, String>) -> Self {
+        self.metadata = metadata;
+        self
+    }
+}
+
+/// An upload that anyone may do: send the content with this method and exactly these headers to the URL.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct PresignedPut {
+    /// The HTTP method.
+    pub method: String,
+    /// The URL. Whoever has it can upload, so it is kept out of `Debug`.
+    pub url: String,
+    /// The headers that must be sent.
+    pub headers: BTreeMap<String, String>,
+    /// The artifact's URI once it is uploaded.
+    pub uri: String,
+    /// The version that it will be.
+    pub version: u64,
+}
+
+impl PresignedPut {
+    /// For adapter authors: a `PUT`.
+    pub fn new(
+        url: impl Into<String>,
+        headers: BTreeMap<String, String>,
+        uri: impl Into<String>,
+        version: u64,
+    ) -> Self {
+        Self {
+            method: "PUT".to_owned(),
+            url: url.into(),
+            headers,
+            uri: uri.into(),
+            version,
+        }
+    }
+}
+
+impl fmt::Debug for PresignedPut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PresignedPut")
+            .field("uri", &self.uri)
+            .field("version", &self.version)
+            .finish_non_exhaustive()
+    }
+}
+
 /// What is known of a stored artifact.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -393,6 +507,10 @@ pub struct StorageCapabilities {
     pub presign: bool,
     /// What was stored is there after this process has ended.
     pub durable: bool,
+    /// `sessions` works.
+    pub sessions: bool,
+    /// `presign_put` works.
+    pub presign_put: bool,
 }
 
 impl StorageCapabilities {
@@ -412,6 +530,20 @@ impl StorageCapabilities {
     #[must_use]
     pub fn with_durable(mut self, durable: bool) -> Self {
         self.durable = durable;
+        self
+    }
+
+    /// Sets `sessions`.
+    #[must_use]
+    pub fn with_sessions(mut self, sessions: bool) -> Self {
+        self.sessions = sessions;
+        self
+    }
+
+    /// Sets `presign_put`.
+    #[must_use]
+    pub fn with_presign_put(mut self, presign_put: bool) -> Self {
+        self.presign_put = presign_put;
         self
     }
 }
