@@ -4,15 +4,19 @@
 //! that it answers once it is ready, and the variables that lead tests to it. To add one, write the
 //! implementation in a module of its own and name it in [`all`].
 
+mod azure;
 mod cache;
 mod docker;
 mod engine;
+mod faults;
+mod gcs;
 mod golang;
 mod http;
 mod launch;
 mod leftovers;
 mod podman;
 mod process;
+mod pypi;
 mod registry;
 mod s3;
 mod state;
@@ -111,6 +115,10 @@ fn all() -> Vec<&'static dyn Server> {
         &registry::ANONYMOUS,
         &registry::AUTHENTICATED,
         &s3::Versitygw,
+        &s3::Minio,
+        &azure::Azurite,
+        &gcs::FakeGcs,
+        &faults::Toxiproxy,
         &docker::OLD,
         &podman::ROOTFUL,
     ]

@@ -5,12 +5,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::golang::Program;
-use super::{Launch, Place, Server, http};
+use super::{Launch, Place, Server, http, pypi};
 use crate::error::{Context, Result};
-use crate::random;
+use crate::{paths, random, sh};
 
 /// The bucket that tests find in each of them.
 const BUCKET: &str = "agents";
+
+/// Amazon's own client, as a second opinion.
+const CLIENT: &[&str] = &["awscli==1.46.3"];
 
 /// The gateway of Versity over a plain folder: small, strict, and up at once.
 pub(super) struct Versitygw;
@@ -61,11 +64,162 @@ impl Server for Versitygw {
                 ("AGENTS_TEST_VERSITYGW_BUCKET", BUCKET.to_owned()),
                 ("AGENTS_TEST_VERSITYGW_KEY", key),
                 ("AGENTS_TEST_VERSITYGW_SECRET", secret),
+                ("AGENTS_TEST_AWS_PYTHONPATH", client()?.display().to_string()),
             ],
         })
     }
 
     fn ready(&self, place: &Place) -> bool {
         http::status(place.port, "/health") == Some(200)
+    }
+}
+
+/// The other server, over TLS with a certificate authority of its own: encryption with the customer's keys, which
+/// S3 refuses without TLS, and with the server's.
+pub(super) struct Minio;
+
+const MINIO: Program = Program::new("minio", "github.com/minio/minio", "v0.0.0-20260212201848-7aac2a2c5b7c");
+
+impl Server for Minio {
+    fn name(&self) -> &'static str {
+        "minio"
+    }
+
+    fn about(&self) -> &'static str {
+        "S3 over TLS with encryption, lifecycle rules and policies"
+    }
+
+    fn default_tier(&self) -> bool {
+        false
+    }
+
+    fn install(&self, cache: &Path) -> Result<PathBuf> {
+        MINIO.install(cache)
+    }
+
+    fn launch(&self, place: &Place) -> Result<Launch> {
+        let drive = place.data.join("drive");
+        // A folder on the drive is a bucket.
+        let bucket = drive.join(BUCKET);
+        fs::create_dir_all(&bucket).context(|| format!("cannot create {}", bucket.display()))?;
+        let authority = certify(&place.data.join("certs"))?;
+        let address = format!("127.0.0.1:{}", place.port);
+        let key = random::hex(10)?;
+        let secret = random::hex(20)?;
+        let mut command = Command::new(place.program.join("bin/minio"));
+        command
+            .env("MINIO_ROOT_USER", &key)
+            .env("MINIO_ROOT_PASSWORD", &secret)
+            .env("MINIO_KMS_SECRET_KEY", format!("{KMS_KEY}:{}", kms_secret()?))
+            .env("MINIO_BROWSER", "off")
+            .env("MINIO_UPDATE", "off")
+            .args(["server", "--quiet", "--address", &address, "--certs-dir"])
+            .arg(place.data.join("certs"))
+            .arg(drive);
+        Ok(Launch {
+            command,
+            env: vec![
+                ("AGENTS_TEST_MINIO", format!("https://{address}")),
+                ("AGENTS_TEST_MINIO_BUCKET", BUCKET.to_owned()),
+                ("AGENTS_TEST_MINIO_KEY", key),
+                ("AGENTS_TEST_MINIO_SECRET", secret),
+                ("AGENTS_TEST_MINIO_CA", authority.display().to_string()),
+                ("AGENTS_TEST_MINIO_KMS_KEY", KMS_KEY.to_owned()),
+                ("AGENTS_TEST_AWS_PYTHONPATH", client()?.display().to_string()),
+            ],
+        })
+    }
+
+    fn ready(&self, place: &Place) -> bool {
+        // What it says to a client that forgot TLS.
+        http::status(place.port, "/minio/health/live") == Some(400)
+    }
+}
+
+/// The name of the key that the server encrypts with.
+const KMS_KEY: &str = "agents-key";
+
+fn kms_secret() -> Result<String> {
+    Ok(sh::output(Command::new("openssl").args(["rand", "-base64", "32"]))?
+        .trim()
+        .to_owned())
+}
+
+fn client() -> Result<PathBuf> {
+    pypi::install(&paths::cache()?.join("services"), "awscli", CLIENT)
+}
+
+/// A certificate for the loopback address, signed by an authority whose own certificate is returned.
+fn certify(folder: &Path) -> Result<PathBuf> {
+    fs::create_dir_all(folder).context(|| format!("cannot create {}", folder.display()))?;
+    let openssl = |arguments: &[&str]| sh::output(Command::new("openssl").args(arguments).current_dir(folder));
+    let key = [
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "30",
+    ];
+    openssl(
+        &[
+            &[
+                "req",
+                "-x509",
+                "-subj",
+                "/CN=tests",
+                "-keyout",
+                "ca.key",
+                "-out",
+                "ca.crt",
+            ],
+            key.as_slice(),
+        ]
+        .concat(),
+    )?;
+    openssl(
+        &[
+            &[
+                "req",
+                "-x509",
+                "-subj",
+                "/CN=localhost",
+                "-keyout",
+                "private.key",
+                "-out",
+                "public.crt",
+            ],
+            key.as_slice(),
+            &[
+                "-CA",
+                "ca.crt",
+                "-CAkey",
+                "ca.key",
+                "-addext",
+                "basicConstraints=critical,CA:FALSE",
+            ],
+            &["-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"],
+        ]
+        .concat(),
+    )?;
+    Ok(folder.join("ca.crt"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_authority_vouches_for_the_certificate() {
+        let folder = tempfile::tempdir().unwrap();
+        let authority = certify(folder.path()).unwrap();
+        sh::output(
+            Command::new("openssl")
+                .args(["verify", "-verify_ip", "127.0.0.1", "-CAfile"])
+                .arg(authority)
+                .arg(folder.path().join("public.crt")),
+        )
+        .unwrap();
     }
 }
