@@ -16,6 +16,7 @@ mod record;
 mod redact;
 mod request;
 mod session;
+pub mod transfer;
 
 pub use engine::{Engine, EngineConfig};
 pub use observer::{Observer, OutputStream, Phase, PhaseState};

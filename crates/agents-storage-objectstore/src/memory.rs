@@ -87,7 +87,7 @@ impl StorageBackend for MemoryStorage {
     }
 
     fn capabilities(&self) -> StorageCapabilities {
-        StorageCapabilities::none()
+        StorageCapabilities::none().with_sessions(true)
     }
 
     async fn check_availability(&self) -> Result<Availability> {
@@ -170,6 +170,12 @@ impl StorageBackend for MemoryStorage {
 
     async fn reap(&self) -> Result<Vec<String>> {
         Ok(Vec::new())
+    }
+
+    fn sessions(&self) -> BoxStream<'static, Result<SessionId>> {
+        let mut sessions: Vec<_> = self.artifacts().keys().map(|(session, _)| session.clone()).collect();
+        sessions.dedup();
+        stream::iter(sessions.into_iter().map(Ok)).boxed()
     }
 }
 

@@ -3,8 +3,8 @@
 use std::{any::Any, collections::BTreeMap, fmt, ops::Range, sync::Arc, time::Duration};
 
 use agents_core::{
-    ArtifactInfo, ArtifactName, Body, DeleteRequest, Error, ErrorKind, RetrieveRequest, SessionId, StorageBackend,
-    StorageBackendExt, StoreRequest,
+    ArtifactInfo, ArtifactName, Body, DeleteRequest, Error, ErrorKind, PresignPutRequest, RetrieveRequest, SessionId,
+    StorageBackend, StorageBackendExt, StoreRequest,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -182,6 +182,8 @@ pub fn cases() -> Vec<Case<StorageFixture>> {
         what_is_gone_is_not_found,
         foreign_uris_are_refused,
         presign_as_declared,
+        presigned_puts_as_declared,
+        sessions_as_declared,
         reap_leaves_artifacts_alone,
     ]
 }
@@ -594,6 +596,69 @@ async fn presign_as_declared(fx: Fx) -> CaseResult {
         assert!(url.starts_with("https://") || url.starts_with("http://"), "{url:?}");
     } else {
         assert_eq!(kind_of(presigned), Some(ErrorKind::Unsupported));
+    }
+    Ok(())
+}
+
+async fn presigned_puts_as_declared(fx: Fx) -> CaseResult {
+    let session = SessionId::generate();
+    let request = |name: &str, sha256: String| -> agents_core::Result<_> {
+        let minute = Duration::from_secs(60);
+        Ok(PresignPutRequest::new(
+            session.clone(),
+            ArtifactName::new(name)?,
+            sha256,
+            minute,
+        ))
+    };
+    let presigned = fx.storage.presign_put(request("a", sha256_hex(b"x"))?).await;
+    if !fx.storage.capabilities().presign_put {
+        assert_eq!(kind_of(presigned), Some(ErrorKind::Unsupported));
+        return Ok(());
+    }
+    let presigned = presigned?;
+    assert!(presigned.url.starts_with("https://") || presigned.url.starts_with("http://"));
+    assert_eq!((presigned.method.as_str(), presigned.version), ("PUT", 1));
+    assert!(
+        !format!("{presigned:?}").contains(&presigned.url),
+        "Debug gives the URL away"
+    );
+    assert_eq!(
+        kind_of(read(&fx, &presigned.uri, None).await),
+        Some(ErrorKind::NotFound)
+    );
+    for sha256 in ["", "x", &"A".repeat(64), &"a".repeat(63)] {
+        let refused = fx.storage.presign_put(request("a", sha256.to_owned())?).await;
+        assert_eq!(kind_of(refused), Some(ErrorKind::ConfigInvalid), "{sha256:?}");
+    }
+    assert_eq!(fx.storage.list_all(&session).await?, [], "nothing is stored by asking");
+    fx.put(&session, "a", "y").await?;
+    assert_eq!(
+        fx.storage.presign_put(request("a", sha256_hex(b"x"))?).await?.version,
+        2
+    );
+    Ok(())
+}
+
+async fn sessions_as_declared(fx: Fx) -> CaseResult {
+    let mut ours = vec![SessionId::generate(), SessionId::generate(), SessionId::generate()];
+    for session in ours.iter().rev() {
+        for name in ["a", "a", "b"] {
+            fx.put(session, name, "x").await?;
+        }
+    }
+    let all: agents_core::Result<Vec<_>> = fx.storage.sessions().try_collect().await;
+    if !fx.storage.capabilities().sessions {
+        assert_eq!(kind_of(all), Some(ErrorKind::Unsupported));
+        return Ok(());
+    }
+    let all = all?;
+    assert!(all.is_sorted_by(|a, b| a < b), "each once, in order");
+    let seen: Vec<_> = all.into_iter().filter(|session| ours.contains(session)).collect();
+    ours.sort_unstable();
+    assert_eq!(seen, ours);
+    for session in ours {
+        fx.storage.delete(DeleteRequest::new(session)).await?;
     }
     Ok(())
 }

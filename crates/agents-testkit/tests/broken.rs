@@ -176,6 +176,10 @@ impl StorageBackend for BrokenStorage {
     async fn reap(&self) -> Result<Vec<String>> {
         self.0.reap().await
     }
+
+    fn sessions(&self) -> BoxStream<'static, Result<SessionId>> {
+        self.0.sessions()
+    }
 }
 
 #[tokio::test]
@@ -202,7 +206,7 @@ async fn broken_storage_fails() {
         ),
         (
             StorageFault::MixesSessions,
-            &["other_sessions_are_not_seen", "round_trip"],
+            &["other_sessions_are_not_seen", "round_trip", "sessions_as_declared"],
         ),
         (
             StorageFault::ListsBackwards,

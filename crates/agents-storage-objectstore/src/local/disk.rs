@@ -100,6 +100,23 @@ impl Base {
         Ok(space.f_bavail.saturating_mul(space.f_frsize))
     }
 
+    /// The sessions that have artifacts, in order. What a person put beside them is no session.
+    pub(crate) fn sessions(&self) -> Result<Vec<SessionId>> {
+        let Some(base) = self.open()? else {
+            return Ok(Vec::new());
+        };
+        let mut sessions = Vec::new();
+        for name in names_in(&base)? {
+            if let Ok(session) = SessionId::new(name)
+                && !self.artifacts(&session)?.is_empty()
+            {
+                sessions.push(session);
+            }
+        }
+        sessions.sort_unstable();
+        Ok(sessions)
+    }
+
     /// The folders of a session's artifacts, ordered by the artifacts' names.
     pub(crate) fn artifacts(&self, session: &SessionId) -> Result<Vec<(ArtifactName, String)>> {
         let Some(dir) = self.open_session(session)? else {

@@ -107,7 +107,7 @@ impl StorageBackend for LocalStorage {
     }
 
     fn capabilities(&self) -> StorageCapabilities {
-        StorageCapabilities::none().with_durable(true)
+        StorageCapabilities::none().with_durable(true).with_sessions(true)
     }
 
     async fn check_availability(&self) -> Result<Availability> {
@@ -238,6 +238,16 @@ impl StorageBackend for LocalStorage {
     async fn reap(&self) -> Result<Vec<String>> {
         let base = self.base.clone();
         blocking(move || base.reap()).await
+    }
+
+    fn sessions(&self) -> BoxStream<'static, Result<SessionId>> {
+        let base = self.base.clone();
+        stream::once(async move {
+            let sessions = blocking(move || base.sessions()).await?;
+            Ok::<_, Error>(stream::iter(sessions.into_iter().map(Ok)))
+        })
+        .try_flatten()
+        .boxed()
     }
 }
 

@@ -10,9 +10,9 @@ use agents_core::{
     AdapterInfo, Admitted, ArtifactInfo, AuditCapabilities, AuditEvent, AuditLogger, AuditPage, AuditQuery,
     Availability, Body, BuildImageRequest, ByteStream, ComplianceReport, ContainerHandle, ContainerId, ContainerInfo,
     ContainerRuntime, ContainerStats, CopyFromRequest, CopyToRequest, DeleteRequest, Enforced, EnforcementContext,
-    Error, ErrorKind, ExecRequest, ExecSession, Layer, Policy, PolicyValidator, Provisioned, Result, RetrieveRequest,
-    Retrieved, RuntimeCapabilities, SessionId, StartRequest, StorageBackend, StorageCapabilities, StoreRequest,
-    ValidationResult,
+    Error, ErrorKind, ExecRequest, ExecSession, Layer, Policy, PolicyValidator, PresignPutRequest, PresignedPut,
+    Provisioned, Result, RetrieveRequest, Retrieved, RuntimeCapabilities, SessionId, StartRequest, StorageBackend,
+    StorageCapabilities, StoreRequest, ValidationResult,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -302,6 +302,20 @@ impl StorageBackend for Faulty<dyn StorageBackend> {
 
     async fn reap(&self) -> Result<Vec<String>> {
         self.faults.call("storage.reap", self.inner.reap()).await
+    }
+
+    fn sessions(&self) -> BoxStream<'static, Result<SessionId>> {
+        match self.faults.count("storage.sessions") {
+            Some(Fault::Hang) => stream::pending().boxed(),
+            Some(Fault::Before(kind) | Fault::After(kind)) => stream::once(async move { Err(injected(kind)) }).boxed(),
+            None | Some(Fault::Cut(..)) => self.inner.sessions(),
+        }
+    }
+
+    async fn presign_put(&self, request: PresignPutRequest) -> Result<PresignedPut> {
+        self.faults
+            .call("storage.presign_put", self.inner.presign_put(request))
+            .await
     }
 }
 
