@@ -1,0 +1,3 @@
+//! Kills writers.
+
+fn main() {}
