@@ -6,6 +6,7 @@ use agents_sdk::core::{EventType, Severity};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use jiff::Timestamp;
 
+use crate::artifacts::args::ArtifactsCommand;
 use crate::units::{Limit, parse_cores, parse_count, parse_mebibytes, parse_seconds, parse_time};
 
 /// Where the help of a command puts what every command takes.
@@ -68,7 +69,7 @@ pub(crate) enum Command {
     Stop(StopArgs),
     /// Remove what crashed sessions left behind
     Gc,
-    /// List, read, add and remove artifacts
+    /// List, read, add, remove, copy and check artifacts
     Artifacts {
         #[command(subcommand)]
         command: ArtifactsCommand,
@@ -287,73 +288,6 @@ pub(crate) struct LogsArgs {
     /// Go on until the session ends
     #[arg(short, long)]
     pub(crate) follow: bool,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum ArtifactsCommand {
-    /// List a session's artifacts
-    Ls(ArtifactsLsArgs),
-    /// Read an artifact into a file
-    Get(ArtifactsGetArgs),
-    /// Store a file as a new version of an artifact
-    Put(ArtifactsPutArgs),
-    /// Delete one artifact in all its versions, or all of a session
-    Rm(ArtifactsRmArgs),
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct ArtifactsLsArgs {
-    /// The session's id, or the beginning of it
-    pub(crate) session: String,
-    /// Keep artifacts there: a type of storage, such as local
-    #[arg(long, value_name = "TYPE")]
-    pub(crate) storage: Option<String>,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct ArtifactsGetArgs {
-    /// The session's id, or the beginning of it
-    pub(crate) session: String,
-    /// The artifact's name
-    pub(crate) name: String,
-    /// The version [default: the newest]
-    #[arg(long, value_name = "N")]
-    pub(crate) version: Option<u64>,
-    /// The file or the folder to write to; - is standard output [default: the name, here]
-    #[arg(short, long, value_name = "PATH")]
-    pub(crate) output: Option<PathBuf>,
-    /// Keep artifacts there: a type of storage, such as local
-    #[arg(long, value_name = "TYPE")]
-    pub(crate) storage: Option<String>,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct ArtifactsPutArgs {
-    /// The session's id
-    pub(crate) session: String,
-    /// The file
-    pub(crate) file: PathBuf,
-    /// The artifact's name [default: the file's]
-    #[arg(long, value_name = "NAME")]
-    pub(crate) name: Option<String>,
-    /// Keep artifacts there: a type of storage, such as local
-    #[arg(long, value_name = "TYPE")]
-    pub(crate) storage: Option<String>,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct ArtifactsRmArgs {
-    /// The session's id, or the beginning of it
-    pub(crate) session: String,
-    /// The artifact's name
-    #[arg(required_unless_present = "all", conflicts_with = "all")]
-    pub(crate) name: Option<String>,
-    /// All of the session's artifacts
-    #[arg(long)]
-    pub(crate) all: bool,
-    /// Keep artifacts there: a type of storage, such as local
-    #[arg(long, value_name = "TYPE")]
-    pub(crate) storage: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

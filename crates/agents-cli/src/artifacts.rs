@@ -1,5 +1,11 @@
 //! `agents artifacts`.
 
+pub(crate) mod args;
+mod bar;
+mod place;
+mod transfer;
+mod url;
+
 use std::{
     fs::{File, OpenOptions},
     io::Write,
@@ -18,8 +24,12 @@ use futures_util::{StreamExt, TryStreamExt};
 use serde_json::json;
 use tokio_util::io::ReaderStream;
 
+use self::{
+    args::{ArtifactsCommand, GetArgs, LsArgs, PutArgs, RmArgs, Storage},
+    bar::Bar,
+};
 use crate::{
-    args::{Adapters, ArtifactsGetArgs, ArtifactsLsArgs, ArtifactsPutArgs, ArtifactsRmArgs},
+    args::Adapters,
     context::{Context, find_session},
     failure::{CODE_PIPE, Failure, Outcome},
     output::{self, one_line},
@@ -27,9 +37,24 @@ use crate::{
     units,
 };
 
-async fn engine(context: &Context, storage: Option<&String>) -> Result<Engine> {
+pub(crate) async fn run(context: &Context, command: &ArtifactsCommand) -> Outcome {
+    match command {
+        ArtifactsCommand::Ls(args) => ls(context, args).await,
+        ArtifactsCommand::Get(args) => get(context, args).await,
+        ArtifactsCommand::Put(args) => put(context, args).await,
+        ArtifactsCommand::Url(args) => url::url(context, args).await,
+        ArtifactsCommand::Rm(args) => rm(context, args).await,
+        ArtifactsCommand::Copy(args) => transfer::copy(context, args).await,
+        ArtifactsCommand::Verify(args) => transfer::verify(context, args).await,
+        ArtifactsCommand::Prune(args) => transfer::prune(context, args).await,
+        ArtifactsCommand::Backup(args) => transfer::backup(context, args).await,
+        ArtifactsCommand::Restore(args) => transfer::restore(context, args).await,
+    }
+}
+
+async fn engine(context: &Context, storage: &Storage) -> Result<Engine> {
     let adapters = Adapters {
-        storage: storage.cloned(),
+        storage: storage.storage.clone(),
         ..Adapters::default()
     };
     context.engine(&adapters).await
@@ -44,18 +69,24 @@ async fn session(engine: &Engine, text: &str) -> Result<SessionId> {
 }
 
 async fn record(engine: &Engine, event: EventType, artifact: &ArtifactInfo) -> Result<()> {
-    let event = AuditEvent::now(event)
+    engine.adapters().audit.emit(event_of(event, artifact)).await
+}
+
+fn event_of(event: EventType, artifact: &ArtifactInfo) -> AuditEvent {
+    AuditEvent::now(event)
         .with_session(artifact.session_id.clone())
         .with_fact("name", artifact.name.as_str())
         .with_fact("uri", artifact.uri.as_str())
         .with_fact("version", artifact.version)
-        .with_fact("sha256", artifact.sha256.as_str());
-    engine.adapters().audit.emit(event).await
+        .with_fact("sha256", artifact.sha256.as_str())
 }
 
-pub(crate) async fn ls(context: &Context, args: &ArtifactsLsArgs) -> Outcome {
-    let engine = engine(context, args.storage.as_ref()).await?;
-    let id = session(&engine, &args.session).await?;
+async fn ls(context: &Context, args: &LsArgs) -> Outcome {
+    let engine = engine(context, &args.storage).await?;
+    let Some(text) = &args.session else {
+        return sessions(context, &engine).await;
+    };
+    let id = session(&engine, text).await?;
     let artifacts = engine.adapters().storage.list_all(&id).await?;
     if context.json() {
         output::json(&artifacts)?;
@@ -82,7 +113,37 @@ pub(crate) async fn ls(context: &Context, args: &ArtifactsLsArgs) -> Outcome {
     Ok(0)
 }
 
-pub(crate) async fn get(context: &Context, args: &ArtifactsGetArgs) -> Outcome {
+/// The sessions that have artifacts, also those that are known only to the store.
+async fn sessions(context: &Context, engine: &Engine) -> Outcome {
+    let storage = &engine.adapters().storage;
+    let mut found = Vec::new();
+    let mut ids = storage.sessions();
+    while let Some(id) = ids.try_next().await? {
+        let (mut artifacts, mut bytes) = (0_u64, 0_u64);
+        let mut list = storage.list(&id);
+        while let Some(artifact) = list.try_next().await? {
+            artifacts += 1;
+            bytes += artifact.size;
+        }
+        found.push((id, artifacts, bytes));
+    }
+    if context.json() {
+        let list: Vec<_> = found
+            .iter()
+            .map(|(id, artifacts, bytes)| json!({"session_id": id, "artifacts": artifacts, "bytes": bytes}))
+            .collect();
+        output::json(&list)?;
+        return Ok(0);
+    }
+    let rows = found
+        .into_iter()
+        .map(|(id, artifacts, bytes)| [id.to_string(), artifacts.to_string(), units::bytes(bytes)])
+        .collect();
+    output::table(["SESSION", "ARTIFACTS", "SIZE"], rows, false, "no artifacts")?;
+    Ok(0)
+}
+
+async fn get(context: &Context, args: &GetArgs) -> Outcome {
     let to_stdout = args.output.as_deref() == Some(Path::new("-"));
     if to_stdout && context.json() {
         return Err(Failure::Usage(Error::invalid(
@@ -90,7 +151,7 @@ pub(crate) async fn get(context: &Context, args: &ArtifactsGetArgs) -> Outcome {
         )));
     }
     let name = ArtifactName::new(args.name.as_str())?;
-    let engine = engine(context, args.storage.as_ref()).await?;
+    let engine = engine(context, &args.storage).await?;
     let id = session(&engine, &args.session).await?;
     let artifact = newest(&engine, &id, &name, args.version).await?;
     record(&engine, EventType::ArtifactRetrieved, &artifact).await?;
@@ -103,7 +164,9 @@ pub(crate) async fn get(context: &Context, args: &ArtifactsGetArgs) -> Outcome {
         return print(retrieved.content).await;
     }
     let path = target(args.output.as_deref(), &name);
-    write_file(&path, retrieved.content).await?;
+    let bar = Bar::new(context, "get", Some(artifact.size));
+    write_file(&path, bar.count(retrieved.content)).await?;
+    drop(bar);
     if context.json() {
         output::json(&json!({"artifact": artifact, "path": path}))?;
     } else if !context.common.quiet {
@@ -181,7 +244,7 @@ fn write_chunk(file: &mut File, chunk: &Bytes) -> std::io::Result<()> {
     file.write_all(chunk)
 }
 
-pub(crate) async fn put(context: &Context, args: &ArtifactsPutArgs) -> Outcome {
+async fn put(context: &Context, args: &PutArgs) -> Outcome {
     let name = match &args.name {
         Some(name) => ArtifactName::new(name.as_str())?,
         None => {
@@ -204,18 +267,19 @@ pub(crate) async fn put(context: &Context, args: &ArtifactsPutArgs) -> Outcome {
         ))
         .into());
     }
-    let engine = engine(context, args.storage.as_ref()).await?;
+    let engine = engine(context, &args.storage).await?;
     let id = session(&engine, &args.session).await?;
     let path = args.file.clone();
-    let content = ReaderStream::with_capacity(tokio::fs::File::from_std(file), 64 << 10)
+    let size = metadata.is_file().then_some(metadata.len());
+    let content = ReaderStream::with_capacity(tokio::fs::File::from_std(file), 256 << 10)
         .map_err(move |error| Error::io(format!("cannot read {}", path.display()), error))
         .boxed();
-    let body = Body::from_stream(content, metadata.is_file().then_some(metadata.len()));
-    let artifact = engine
-        .adapters()
-        .storage
-        .store(StoreRequest::new(id, name, body))
-        .await?;
+    let bar = Bar::new(context, "put", size);
+    let request = StoreRequest::new(id, name, Body::from_stream(bar.count(content), size))
+        .with_content_type(args.about.content_type.clone())
+        .with_metadata(args.about.metadata.iter().cloned().collect());
+    let artifact = engine.adapters().storage.store(request).await?;
+    drop(bar);
     record(&engine, EventType::ArtifactStored, &artifact).await?;
     match context.json() {
         true => output::json(&artifact)?,
@@ -224,9 +288,9 @@ pub(crate) async fn put(context: &Context, args: &ArtifactsPutArgs) -> Outcome {
     Ok(0)
 }
 
-pub(crate) async fn rm(context: &Context, args: &ArtifactsRmArgs) -> Outcome {
+async fn rm(context: &Context, args: &RmArgs) -> Outcome {
     let name = args.name.as_deref().map(ArtifactName::new).transpose()?;
-    let engine = engine(context, args.storage.as_ref()).await?;
+    let engine = engine(context, &args.storage).await?;
     let id = session(&engine, &args.session).await?;
     let request = DeleteRequest::new(id).with_name(name);
     let deleted = engine.adapters().storage.delete(request).await?;

@@ -23,7 +23,7 @@ mod units;
 use clap::{CommandFactory, Parser};
 
 use crate::{
-    args::{ArtifactsCommand, AuditCommand, Cli, Command, ConfigCommand, PolicyCommand},
+    args::{AuditCommand, Cli, Command, ConfigCommand, PolicyCommand},
     context::Context,
     failure::{CODE_USAGE, Outcome},
 };
@@ -92,12 +92,7 @@ async fn dispatch(cli: Cli) -> Outcome {
         Command::Inspect(args) => sessions::inspect(&context, &args).await,
         Command::Stop(args) => sessions::stop(&context, &args).await,
         Command::Gc => sessions::gc(&context).await,
-        Command::Artifacts { command } => match command {
-            ArtifactsCommand::Ls(args) => artifacts::ls(&context, &args).await,
-            ArtifactsCommand::Get(args) => artifacts::get(&context, &args).await,
-            ArtifactsCommand::Put(args) => artifacts::put(&context, &args).await,
-            ArtifactsCommand::Rm(args) => artifacts::rm(&context, &args).await,
-        },
+        Command::Artifacts { command } => artifacts::run(&context, &command).await,
         Command::Audit { command } => match command {
             AuditCommand::Tail(args) => audit::tail(&context, &args).await,
             AuditCommand::Query(args) => audit::query(&context, args).await,
