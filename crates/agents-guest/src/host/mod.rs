@@ -1,0 +1,13 @@
+//! The host's side of the protocol.
+
+mod archive;
+mod connection;
+mod exit;
+mod judge;
+mod pump;
+mod session;
+mod tunnel;
+
+pub use connection::Connection;
+pub use judge::{Judge, Quiet};
+pub use session::{SpawnRequest, StartOptions};
