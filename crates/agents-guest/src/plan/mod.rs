@@ -210,12 +210,14 @@ fn may_be_writable(destination: &str, read_only_rootfs: bool) -> bool {
             .strip_prefix(folder)
             .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     };
-    const OF_THE_ENGINE: [&str; 5] = [
+    const OF_THE_ENGINE: [&str; 6] = [
         "/etc/hosts",
         "/etc/hostname",
         "/etc/resolv.conf",
         "/run/.containerenv",
         "/etc/mtab",
+        // Where cgroup v1 has its hierarchies mounted, each of which is read-only.
+        "/sys/fs/cgroup",
     ];
     below("/proc") || below("/dev") || OF_THE_ENGINE.contains(&destination) || destination == "/" && !read_only_rootfs
 }
