@@ -49,6 +49,8 @@ pub(crate) fn run(arguments: Vec<OsString>) -> ExitCode {
         Err(fault) => {
             // When this cannot be said either, the connection's end says it.
             let _ = frames::say(&FromGuest::Failed(fault.into()));
+            // Engines forget what was said when they cannot pass the input on, so it is taken until the host has heard.
+            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
             ExitCode::FAILURE
         }
     }
