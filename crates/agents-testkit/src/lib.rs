@@ -7,6 +7,7 @@ pub mod fakes;
 pub mod hostile;
 pub mod policy;
 pub mod probe;
+pub mod proxy;
 pub mod runtime;
 pub mod storage;
 
