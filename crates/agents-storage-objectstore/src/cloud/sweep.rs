@@ -1,0 +1,188 @@
+//! Finds and aborts multipart uploads that were never completed. S3 and GCS answer alike.
+
+use std::sync::Arc;
+
+use agents_core::{Error, Result};
+use async_trait::async_trait;
+use futures_util::TryStreamExt;
+use http::{Method, Request, Uri};
+use object_store::{
+    client::{HttpClient, HttpRequest, HttpRequestBody},
+    multipart::MultipartStore,
+    path::Path,
+};
+use serde::Deserialize;
+
+use super::Sweep;
+
+/// The most that is read of an answer: a thousand uploads of long keys.
+const ANSWER_MAX: usize = 4 << 20;
+
+const TRIES: u32 = 4;
+
+/// Signs a request that the library does not know.
+#[async_trait]
+pub(crate) trait Authorize: std::fmt::Debug + Send + Sync + 'static {
+    async fn authorize(&self, request: &mut HttpRequest) -> object_store::Result<()>;
+}
+
+/// Lists the uploads of one key, and aborts them.
+pub(crate) struct XmlSweep {
+    pub(crate) uploads: Arc<dyn MultipartStore>,
+    pub(crate) client: HttpClient,
+    pub(crate) bucket_url: String,
+    pub(crate) authorize: Box<dyn Authorize>,
+}
+
+impl std::fmt::Debug for XmlSweep {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "XmlSweep({})", self.bucket_url)
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct Listed {
+    upload: Vec<Upload>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Upload {
+    key: String,
+    upload_id: String,
+}
+
+/// An answer that was no success. The text is that of the library, which `error::map` reads.
+#[derive(Debug)]
+struct Refused(u16, String);
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Server returned non-2xx status code: {}: {}", self.0, self.1)
+    }
+}
+
+impl std::error::Error for Refused {}
+
+fn generic(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> object_store::Error {
+    object_store::Error::Generic {
+        store: "list of uploads",
+        source: source.into(),
+    }
+}
+
+impl XmlSweep {
+    async fn list(&self, key: &Path) -> object_store::Result<Vec<String>> {
+        let query: String = key
+            .as_ref()
+            .bytes()
+            .map(|byte| match byte {
+                b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
+                byte => format!("%{byte:02X}"),
+            })
+            .collect();
+        let uri: Uri = format!("{}?prefix={query}&uploads=", self.bucket_url)
+            .parse()
+            .map_err(generic)?;
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let again = match self.ask(uri.clone()).await {
+                Ok((200, body)) => {
+                    let listed: Listed = quick_xml::de::from_str(&body).map_err(generic)?;
+                    // The prefix is a whole key, but a server may take it for what it is.
+                    let ours = listed.upload.into_iter().filter(|upload| upload.key == key.as_ref());
+                    return Ok(ours.map(|upload| upload.upload_id).collect());
+                }
+                Ok((status, body)) if status >= 500 || status == 429 => generic(Refused(status, body)),
+                Ok((status, body)) => return Err(generic(Refused(status, body))),
+                Err(error) => error,
+            };
+            if attempt == TRIES {
+                return Err(again);
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(100 << attempt)).await;
+        }
+    }
+
+    async fn ask(&self, uri: Uri) -> object_store::Result<(u16, String)> {
+        let mut request = Request::builder()
+            .method(Method::GET)
+            .uri(uri)
+            .body(HttpRequestBody::empty())
+            .map_err(generic)?;
+        self.authorize.authorize(&mut request).await?;
+        let response = self.client.execute(request).await.map_err(generic)?;
+        let status = response.status().as_u16();
+        let mut pieces = response.into_body().bytes_stream();
+        let mut body = Vec::new();
+        while let Some(piece) = pieces.try_next().await.map_err(generic)? {
+            if body.len() + piece.len() > ANSWER_MAX {
+                return Err(generic("the answer is too long"));
+            }
+            body.extend_from_slice(&piece);
+        }
+        Ok((status, String::from_utf8_lossy(&body).into_owned()))
+    }
+}
+
+#[async_trait]
+impl Sweep for XmlSweep {
+    async fn sweep(&self, key: &Path) -> object_store::Result<()> {
+        for upload in self.list(key).await? {
+            match self.uploads.abort_multipart(key, &upload).await {
+                Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The address of a bucket: `https://host/bucket` or `https://bucket.host`.
+pub(crate) fn bucket_url(endpoint: &str, bucket: &str, path_style: bool) -> Result<String> {
+    let endpoint = endpoint.trim_end_matches('/');
+    if path_style {
+        return Ok(format!("{endpoint}/{bucket}"));
+    }
+    let (scheme, host) = endpoint
+        .split_once("://")
+        .ok_or_else(|| Error::invalid("endpoint must begin with https:// or http://"))?;
+    Ok(format!("{scheme}://{bucket}.{host}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_may_hold_none_one_or_many() {
+        for (inner, expected) in [
+            ("", 0),
+            (
+                "<Upload><Key>a</Key><UploadId>1</UploadId><Initiated>x</Initiated></Upload>",
+                1,
+            ),
+            (
+                "<Upload><Key>a</Key><UploadId>1</UploadId></Upload><IsTruncated>false</IsTruncated>\
+                 <Upload><Key>b</Key><UploadId>2</UploadId></Upload>",
+                2,
+            ),
+        ] {
+            let xml = format!(
+                "<?xml version=\"1.0\"?><ListMultipartUploadsResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">\
+                 <Bucket>b</Bucket>{inner}</ListMultipartUploadsResult>"
+            );
+            let listed: Listed = quick_xml::de::from_str(&xml).unwrap();
+            assert_eq!(listed.upload.len(), expected, "{xml}");
+        }
+    }
+
+    #[test]
+    fn a_bucket_has_two_kinds_of_address() {
+        let url = |path_style| bucket_url("https://s3.example:9000/", "b", path_style).unwrap();
+        assert_eq!(url(true), "https://s3.example:9000/b");
+        assert_eq!(url(false), "https://b.s3.example:9000");
+    }
+}
