@@ -1,0 +1,239 @@
+//! What the engine is and can do, found out once and kept: podman needs half a second to say it, for it asks the package
+//! manager about every program that it uses.
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use agents_core::{Error, ErrorKind, Result};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    address::Address,
+    client::{Call, Client},
+    model::View,
+};
+
+/// For how long what was kept is believed; the read-back of each container finds what has changed meanwhile.
+const BELIEVED: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What was found out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Engine {
+    /// The engine's version, as it writes it.
+    pub(crate) version: String,
+    pub(crate) rootless: bool,
+    pub(crate) cgroup_v2: bool,
+    /// The cgroup controllers that its containers are limited by.
+    pub(crate) controllers: Vec<String>,
+    pub(crate) seccomp: bool,
+    pub(crate) selinux: bool,
+    pub(crate) apparmor: bool,
+    pub(crate) kernel: String,
+    pub(crate) arch: String,
+    /// The name of the runtime that containers get without asking.
+    pub(crate) default_runtime: String,
+    /// The runtimes that its configuration names.
+    pub(crate) runtimes: Vec<String>,
+    /// The host's user and group that root in a rootless container is: who runs the engine.
+    pub(crate) owner: Option<(u32, u32)>,
+}
+
+impl Engine {
+    /// Asks the engine.
+    pub(crate) async fn ask(client: &Client) -> Result<Self> {
+        let libpod = client.json::<View>(Call::get("say what it is", &["info"]));
+        let compatible = client.json::<View>(Call::at(hyper::Method::GET, "list its runtimes", "/v1.40/info"));
+        let (libpod, compatible) = tokio::join!(libpod, compatible);
+        // The second is there for the names alone.
+        Ok(Self::read(&libpod?, &compatible.unwrap_or_default()))
+    }
+
+    fn read(info: &View, compatible: &View) -> Self {
+        let first = |pointer: &str| {
+            let map = info.items(pointer).find(|map| map.number("/container_id") == Some(0))?;
+            u32::try_from(map.number("/host_id")?).ok()
+        };
+        let default_runtime = info.text("/host/ociRuntime/name").unwrap_or_default().to_owned();
+        let mut runtimes = compatible.keys("/Runtimes");
+        if !default_runtime.is_empty() && !runtimes.contains(&default_runtime) {
+            runtimes.push(default_runtime.clone());
+        }
+        runtimes.sort();
+        let text = |pointer: &str| info.text(pointer).unwrap_or_default().to_owned();
+        Self {
+            version: text("/version/Version"),
+            rootless: info.flag("/host/security/rootless").unwrap_or(true),
+            cgroup_v2: info.text("/host/cgroupVersion") == Some("v2"),
+            controllers: info.texts("/host/cgroupControllers"),
+            seccomp: info.flag("/host/security/seccompEnabled").unwrap_or(false),
+            selinux: info.flag("/host/security/selinuxEnabled").unwrap_or(false),
+            apparmor: info.flag("/host/security/apparmorEnabled").unwrap_or(false),
+            kernel: text("/host/kernel"),
+            arch: text("/host/arch"),
+            default_runtime,
+            runtimes,
+            owner: first("/host/idMappings/uidmap").zip(first("/host/idMappings/gidmap")),
+        }
+    }
+
+    /// Whether the version is at least this one.
+    pub(crate) fn at_least(&self, major: u32, minor: u32) -> bool {
+        let mut parts = self.version.split(['.', '-', '+']).map(|part| part.parse::<u32>().ok());
+        let have = (parts.next().flatten(), parts.next().flatten());
+        have >= (Some(major), Some(minor))
+    }
+
+    /// Whether the cgroup controller limits containers.
+    pub(crate) fn controls(&self, controller: &str) -> bool {
+        // On cgroup v1 nobody but root can make cgroups, whatever the list says.
+        (self.cgroup_v2 || !self.rootless) && self.controllers.iter().any(|name| name == controller)
+    }
+
+    /// How the runtime is called that stands behind a class.
+    pub(crate) fn runtime_of(class: &str) -> &str {
+        if class == "gvisor" { "runsc" } else { class }
+    }
+}
+
+/// Asks for the version alone, which is quick.
+pub(crate) async fn version(client: &Client) -> Result<String> {
+    let answer = client
+        .call(Call::at(hyper::Method::GET, "be reached", "/_ping"))
+        .await?;
+    let version = answer
+        .headers
+        .get("libpod-api-version")
+        .and_then(|value| value.to_str().ok());
+    version.map(str::to_owned).ok_or_else(|| {
+        Error::new(
+            ErrorKind::Unsupported,
+            "what answers there is not podman; give podman's own socket, or use `type: docker`",
+        )
+        .with_context("engine", client.address())
+    })
+}
+
+/// Where what was found out is kept.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    folder: PathBuf,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    key: String,
+    engine: Engine,
+}
+
+impl Memory {
+    pub(crate) fn new(folder: PathBuf) -> Self {
+        Self { folder }
+    }
+
+    fn file(&self, address: &Address) -> PathBuf {
+        let digest = Sha256::digest(address.to_string());
+        let name: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+        self.folder.join(format!("engine-{name}.json"))
+    }
+
+    /// What is known of the engine at this address, when it still is the same one.
+    pub(crate) fn recall(&self, address: &Address, version: &str) -> Option<Engine> {
+        let file = self.file(address);
+        let age = SystemTime::now()
+            .duration_since(fs::metadata(&file).ok()?.modified().ok()?)
+            .ok()?;
+        let kept: Kept = serde_json::from_slice(&fs::read(file).ok()?).ok()?;
+        (age < BELIEVED && kept.key == key(address, version)).then_some(kept.engine)
+    }
+
+    /// Keeps it. Failing to costs time and nothing else.
+    pub(crate) fn keep(&self, address: &Address, version: &str, engine: &Engine) {
+        let kept = Kept {
+            key: key(address, version),
+            engine: engine.clone(),
+        };
+        let write = || -> Option<()> {
+            fs::create_dir_all(&self.folder).ok()?;
+            let mut file = tempfile::NamedTempFile::new_in(&self.folder).ok()?;
+            serde_json::to_writer(&mut file, &kept).ok()?;
+            file.persist(self.file(address)).ok()?;
+            Some(())
+        };
+        if write().is_none() {
+            tracing::debug!(folder = %self.folder.display(), "what was found out about podman cannot be kept");
+        }
+    }
+}
+
+/// Changes with the engine's version, a restart of its socket, a boot, and our own version.
+fn key(address: &Address, version: &str) -> String {
+    let socket = match address {
+        Address::Unix(path) => fs::metadata(path)
+            .map(|socket| format!("{}:{}:{}", socket.dev(), socket.ino(), socket.ctime()))
+            .unwrap_or_default(),
+        _ => String::new(),
+    };
+    let boot = fs::read_to_string(Path::new("/proc/sys/kernel/random/boot_id")).unwrap_or_default();
+    format!("{} {version} {socket} {}", env!("CARGO_PKG_VERSION"), boot.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view(json: &str) -> View {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn what_is_not_said_is_not_believed() {
+        let engine = Engine::read(&View::default(), &View::default());
+        assert!(engine.rootless && !engine.cgroup_v2 && !engine.seccomp);
+        assert!(!engine.controls("memory"));
+    }
+
+    #[test]
+    fn rootless_on_cgroup_v1_controls_nothing() {
+        let info = |rootless, version| {
+            view(&format!(
+                r#"{{"host":{{"security":{{"rootless":{rootless},"seccompEnabled":true}},"cgroupVersion":"{version}",
+                "cgroupControllers":["memory","pids"],"idMappings":{{"uidmap":[{{"container_id":0,"host_id":1000,"size":1}}],
+                "gidmap":[{{"container_id":0,"host_id":1001,"size":1}}]}},"ociRuntime":{{"name":"crun"}}}},"version":{{"Version":"4.10.1-dev"}}}}"#
+            ))
+        };
+        let names = view(r#"{"Runtimes":{"runsc":{"path":"/x"},"crun":{}}}"#);
+        let one = Engine::read(&info(true, "v1"), &names);
+        assert!(!one.controls("memory"));
+        assert_eq!(one.owner, Some((1000, 1001)));
+        assert_eq!(one.runtimes, ["crun", "runsc"]);
+        assert!(one.at_least(4, 3) && one.at_least(4, 10) && !one.at_least(5, 0));
+        assert!(Engine::read(&info(true, "v2"), &names).controls("memory"));
+        assert!(!Engine::read(&info(true, "v2"), &names).controls("cpu"));
+        assert!(Engine::read(&info(false, "v1"), &names).controls("pids"));
+    }
+
+    #[test]
+    fn what_is_kept_is_of_one_engine() {
+        let folder = tempfile::tempdir().unwrap();
+        let memory = Memory::new(folder.path().join("podman"));
+        let address = Address::parse("tcp://localhost:1").unwrap();
+        let engine = Engine {
+            version: "5.0.0".into(),
+            ..Engine::default()
+        };
+        assert_eq!(memory.recall(&address, "5.0.0"), None);
+        memory.keep(&address, "5.0.0", &engine);
+        assert_eq!(memory.recall(&address, "5.0.0"), Some(engine));
+        assert_eq!(memory.recall(&address, "5.0.1"), None);
+        assert_eq!(
+            memory.recall(&Address::parse("tcp://localhost:2").unwrap(), "5.0.0"),
+            None
+        );
+    }
+}
