@@ -63,8 +63,7 @@ impl Connection {
             .iter()
             .map(|secret| (secret.name.clone(), secret.value.expose().to_vec()))
             .collect();
-        self.send(&ToGuest::Secrets(files)).await?;
-        match self.messages.expect().await? {
+        match self.ask(&ToGuest::Secrets(files)).await? {
             FromGuest::Done => Ok(()),
             other => Err(unexpected(other)),
         }
@@ -89,8 +88,7 @@ impl Connection {
     ///
     /// `Conflict` when there is a main process already.
     pub async fn prepare(&mut self, request: SpawnRequest) -> Result<()> {
-        self.send(&ToGuest::Prepare(request.into_spawn())).await?;
-        match self.messages.expect().await? {
+        match self.ask(&ToGuest::Prepare(request.into_spawn())).await? {
             FromGuest::Done => Ok(()),
             other => Err(unexpected(other)),
         }
@@ -149,14 +147,19 @@ impl Connection {
         tunnel::connect(self).await
     }
 
-    pub(super) async fn send(&mut self, message: &ToGuest) -> Result<()> {
+    /// Says something, and hears the answer.
+    pub(super) async fn ask(&mut self, message: &ToGuest) -> Result<FromGuest<Bytes>> {
         let mut bytes = Vec::new();
         message.encode(&mut bytes);
-        self.writer
-            .write_all(&bytes)
-            .await
-            .map_err(|error| gone().with_source(error))?;
-        self.writer.flush().await.map_err(|error| gone().with_source(error))
+        // When it does not listen any more, it has said why.
+        let sent = match self.writer.write_all(&bytes).await {
+            Ok(()) => self.writer.flush().await,
+            broken => broken,
+        };
+        match (self.messages.expect().await, sent) {
+            (Err(error), Err(cause)) if std::error::Error::source(&error).is_none() => Err(error.with_source(cause)),
+            (answer, _) => answer,
+        }
     }
 }
 

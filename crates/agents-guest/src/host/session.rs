@@ -122,11 +122,7 @@ async fn begin(
     judge: Arc<dyn Judge>,
 ) -> Result<ExecSession> {
     let deadline = deadline.map(|deadline| Instant::now() + deadline);
-    let begun = async {
-        connection.send(&order).await?;
-        connection.messages.expect().await
-    };
-    let fault = match tokio::time::timeout(START, begun).await {
+    let fault = match tokio::time::timeout(START, connection.ask(&order)).await {
         Ok(Ok(FromGuest::Started(started))) => Ok(started),
         Ok(Ok(FromGuest::Exit(ended))) => Err(exit_of(ended)),
         Ok(Ok(FromGuest::Failed(failure))) => return Err(failed(failure)),

@@ -23,7 +23,7 @@ pub(super) async fn connect(mut connection: Connection) -> Result<DuplexStream> 
         // When the other side has gone away there is nothing to send any more; the reverse may be a half-closed connection.
         let mut outward = std::pin::pin!(outward);
         tokio::select! {
-            () = &mut outward => return,
+            () = &mut outward => {}
             // Kept, since its end would end the program.
             _writer = inward => outward.as_mut().await,
         }

@@ -48,16 +48,19 @@ fn write_archive(path: &str, steady: bool) -> Result<(), Fault> {
     let walked = match FileType::from_raw_mode(stat.st_mode) {
         FileType::Directory => open(rustix::fs::CWD, top, flags | OFlags::DIRECTORY)
             .map_err(io::Error::from)
-            .and_then(|folder| {
+            .and_then(|(folder, _restore)| {
                 add(&mut archive, &name, &stat, io::empty())?;
                 walk(&mut archive, folder, &name, steady, 0)
             }),
-        FileType::RegularFile => open(rustix::fs::CWD, top, flags)
-            .map_err(io::Error::from)
-            .and_then(|file| {
-                let stat = rustix::fs::fstat(&file)?;
-                add(&mut archive, &name, &stat, Exact::new(File::from(file), &stat))
-            }),
+        FileType::RegularFile => {
+            open(rustix::fs::CWD, top, flags)
+                .map_err(io::Error::from)
+                .and_then(|(file, restore)| {
+                    drop(restore);
+                    let stat = rustix::fs::fstat(&file)?;
+                    add(&mut archive, &name, &stat, Exact::new(File::from(file), &stat))
+                })
+        }
         _ => add(&mut archive, &name, &stat, io::empty()),
     };
     walked
@@ -65,12 +68,34 @@ fn write_archive(path: &str, steady: bool) -> Result<(), Fault> {
         .context(format_args!("cannot read {path}"))
 }
 
-/// Opens a file, also one that its own mode hides from its owner, since it is part of the output all the same. Its mode is
-/// as it was afterwards.
-fn open(folder: impl AsFd, name: impl rustix::path::Arg + Copy, flags: OFlags) -> Result<OwnedFd, Errno> {
-    let opened = openat(folder.as_fd(), name, flags, Mode::empty());
-    if opened.as_ref().err() != Some(&Errno::ACCESS) {
-        return opened;
+/// Gives a file back the mode that it had.
+struct Restore {
+    path: String,
+    mode: Mode,
+    _held: OwnedFd,
+}
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        let _ = rustix::fs::chmod(&self.path, self.mode);
+    }
+}
+
+/// Opens a file or a folder, also one that its own mode hides from its owner, since it is part of the output all the same.
+/// Its mode is another then until the second value is dropped: a folder is entered as long as it is read.
+fn open(
+    folder: impl AsFd,
+    name: impl rustix::path::Arg + Copy,
+    flags: OFlags,
+) -> Result<(OwnedFd, Option<Restore>), Errno> {
+    let may_enter = |fd: &OwnedFd| {
+        let entered = statat(fd, ".", AtFlags::empty());
+        !flags.contains(OFlags::DIRECTORY) || entered.is_ok()
+    };
+    match openat(folder.as_fd(), name, flags, Mode::empty()) {
+        Ok(fd) if may_enter(&fd) => return Ok((fd, None)),
+        Ok(_) | Err(Errno::ACCESS) => {}
+        Err(error) => return Err(error),
     }
     // By way of a descriptor, so that nobody puts a link into the file's place meanwhile.
     let follow = flags & OFlags::NOFOLLOW;
@@ -80,12 +105,14 @@ fn open(folder: impl AsFd, name: impl rustix::path::Arg + Copy, flags: OFlags) -
         OFlags::PATH | OFlags::CLOEXEC | follow,
         Mode::empty(),
     )?;
-    let path = format!("/proc/self/fd/{}", held.as_raw_fd());
-    let mode = Mode::from_raw_mode(rustix::fs::fstat(&held)?.st_mode);
-    rustix::fs::chmod(&path, mode | Mode::RUSR | Mode::XUSR)?;
-    let opened = rustix::fs::open(&path, flags - OFlags::NOFOLLOW, Mode::empty());
-    rustix::fs::chmod(&path, mode)?;
-    opened
+    let restore = Restore {
+        path: format!("/proc/self/fd/{}", held.as_raw_fd()),
+        mode: Mode::from_raw_mode(rustix::fs::fstat(&held)?.st_mode),
+        _held: held,
+    };
+    rustix::fs::chmod(&restore.path, restore.mode | Mode::RUSR | Mode::XUSR)?;
+    let fd = rustix::fs::open(&restore.path, flags.difference(OFlags::NOFOLLOW), Mode::empty())?;
+    Ok((fd, Some(restore)))
 }
 
 /// Adds everything in an open folder, without following a link anywhere.
@@ -117,9 +144,10 @@ fn walk<W: Write>(
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => folders.push((raw.to_owned(), path, stat)),
             FileType::RegularFile => {
-                let Ok(file) = open(&folder, raw, flags) else {
+                let Ok((file, restore)) = open(&folder, raw, flags) else {
                     continue;
                 };
+                drop(restore);
                 let stat = rustix::fs::fstat(&file)?;
                 // Holes are written as such, so that a file that is nothing but a large hole costs nothing. One that changes
                 // meanwhile would break the archive, so that it is read as a whole then.
@@ -143,7 +171,7 @@ fn walk<W: Write>(
     for (raw, path, stat) in folders {
         add(archive, &path, &stat, io::empty())?;
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        if let Ok(inner) = open(&folder, raw.as_c_str(), flags) {
+        if let Ok((inner, _restore)) = open(&folder, raw.as_c_str(), flags) {
             walk(archive, inner, &path, steady, depth + 1)?;
         }
     }

@@ -164,6 +164,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
         #[test]
         fn messages_survive_any_cutting(
             messages in proptest::collection::vec((0u8..0x80, proptest::collection::vec(any::<u8>(), 0..200_000)), 0..4),
