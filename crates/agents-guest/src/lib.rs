@@ -1,4 +1,8 @@
-#![doc = include_str!("../README.md")]
+#![cfg_attr(feature = "host", doc = include_str!("../README.md"))]
+#![cfg_attr(
+    not(feature = "host"),
+    doc = "The protocol of the guest program, for the program itself."
+)]
 #![forbid(unsafe_code)]
 
 pub mod protocol;
