@@ -17,7 +17,7 @@ use agents_core::{
     AdapterInfo, Admitted, Availability, ByteStream, ContainerHandle, ContainerId, ContainerInfo, ContainerRuntime,
     ContainerState, ContainerStats, CopyFromRequest, CopyToRequest, Error, ErrorKind, ExecRequest, ExecSession,
     ImagePullPolicy, ProgressListener, ProvisionProgress, Provisioned, Result, RuntimeCapabilities, SessionId,
-    StartRequest,
+    StartRequest, User,
 };
 use agents_image::{ImageRef, ImageStore, Progress, PullPolicy, ResolveOptions, Resolved};
 use async_trait::async_trait;
@@ -25,6 +25,7 @@ use async_trait::async_trait;
 use crate::{
     HELPER_NAME,
     connection::{Connection, lost, unexpected},
+    gvisor::{CLASS, Gvisor},
     host::Host,
     is_initialised, plan,
     spec::{ContainerSpec, Identity, Reply, Request},
@@ -41,6 +42,7 @@ pub struct NativeRuntime {
     opened: OnceLock<ImageStore>,
     helper: Option<PathBuf>,
     host: Host,
+    gvisor: Option<Gvisor>,
     owned: Mutex<HashMap<ContainerId, Owned>>,
     readings: Mutex<HashMap<ContainerId, (Instant, f64)>>,
 }
@@ -49,7 +51,7 @@ pub struct NativeRuntime {
 #[derive(Debug)]
 struct Owned {
     /// The helper ends when this is closed.
-    _link: UnixStream,
+    _link: OwnedFd,
     /// Keeps the image's layers from being removed.
     _image: Resolved,
 }
@@ -79,15 +81,88 @@ impl NativeRuntime {
                 )));
             }
         }
+        let host = Host::detect();
         Ok(Self {
             store,
             images,
             opened: OnceLock::new(),
             helper,
-            host: Host::detect(),
+            gvisor: Gvisor::find(None, &host),
+            host,
             owned: Mutex::default(),
             readings: Mutex::default(),
         })
+    }
+
+    /// Takes this `runsc` for `runtime_class: gvisor`, and not the one of the search path.
+    ///
+    /// # Errors
+    ///
+    /// `ConfigInvalid` for a relative path, `NotFound` when there is no such program.
+    pub fn with_runsc(mut self, runsc: impl Into<PathBuf>) -> Result<Self> {
+        let runsc = runsc.into();
+        if !runsc.is_absolute() {
+            return Err(Error::invalid(format!(
+                "runsc: {} is relative; write an absolute path",
+                runsc.display()
+            )));
+        }
+        if !runsc.is_file() {
+            return Err(Error::not_found(format!(
+                "runsc: there is no program {}",
+                runsc.display()
+            )));
+        }
+        self.gvisor = Gvisor::find(Some(&runsc), &self.host);
+        Ok(self)
+    }
+
+    /// The sandboxes, for a container that is one.
+    fn sandbox(&self, identity: &Identity) -> Result<Option<&Gvisor>> {
+        match (&self.gvisor, identity.sandboxed) {
+            (_, false) => Ok(None),
+            (Some(gvisor), true) => Ok(Some(gvisor)),
+            (None, true) => Err(Error::new(
+                ErrorKind::Unavailable,
+                "the container runs in gVisor, and there is no runsc here; set `runsc` in the runtime's configuration",
+            )),
+        }
+    }
+
+    /// Makes a container in a sandbox of gVisor.
+    async fn create_sandboxed(
+        &self,
+        gvisor: &Gvisor,
+        request: &agents_core::ProvisionRequest,
+        image: Resolved,
+    ) -> Result<Provisioned> {
+        let spec = plan::specification(request, &image, &self.host, &self.store)?;
+        let user = User {
+            uid: spec.uid,
+            gid: spec.gid,
+        };
+        let identity = spec.identity;
+        make_folder(&identity)?;
+        // Also when this future is dropped.
+        let mut unfinished = Unfinished(Some(identity.clone()));
+        let launcher = self
+            .helper()
+            .map_err(|reason| Error::new(ErrorKind::Unavailable, reason))?;
+        let started = gvisor
+            .start_sandbox(request, user, &image, &identity, &launcher)
+            .await?;
+        unfinished.0 = None;
+        let id = request.name.clone();
+        let (effective, link) = gvisor.keep(id.clone(), started);
+        let owned = Owned {
+            _link: link,
+            _image: image,
+        };
+        self.owned
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(id.clone(), owned);
+        Ok(Provisioned::new(id, request.session_id.clone(), effective))
     }
 
     fn image_store(&self) -> Result<&ImageStore> {
@@ -155,15 +230,7 @@ impl NativeRuntime {
         let identity = spec.identity.clone();
         let id = ContainerId::new(identity.id.as_str())?;
         let session_id = SessionId::new(identity.session_id.as_str())?;
-        state::create(&identity).map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => {
-                Error::new(ErrorKind::AlreadyExists, format!("there is a container {id} already"))
-            }
-            _ => Error::io(
-                format!("cannot make the container's folder {}", identity.folder.display()),
-                error,
-            ),
-        })?;
+        make_folder(&identity)?;
         let link = match self.spawn() {
             Ok(link) => link,
             Err(error) => {
@@ -183,7 +250,7 @@ impl NativeRuntime {
         match connection.receive().await {
             Ok(Some((Reply::Created(effective), _))) => {
                 let owned = Owned {
-                    _link: kept,
+                    _link: kept.into(),
                     _image: image,
                 };
                 self.owned
@@ -247,14 +314,63 @@ impl NativeRuntime {
     }
 
     async fn info_of(&self, identity: Identity) -> Result<ContainerInfo> {
-        let id = ContainerId::new(identity.id)?;
-        let (state, pid) = self.state(&id).await;
+        let id = ContainerId::new(identity.id.as_str())?;
+        let (state, pid) = match self.sandbox(&identity) {
+            Ok(Some(gvisor)) => gvisor.state(&identity).await,
+            Ok(None) => self.state(&id).await,
+            Err(_) => (ContainerState::Exited, None),
+        };
         let created_at = identity.created_at.parse().unwrap_or_default();
         let session_id = SessionId::new(identity.session_id)?;
         Ok(ContainerInfo::found(id, session_id, state, identity.image, created_at)
             .with_labels(identity.labels)
             .with_pid(pid))
     }
+}
+
+/// Removes what was made of a sandbox that has not come to be.
+struct Unfinished(Option<Identity>);
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(identity) = self.0.take() {
+            remove_sandbox(&identity).unwrap_or_else(|error| {
+                tracing::warn!(container = identity.id, %error, "cannot remove a sandbox; `agents gc` will");
+            });
+        }
+    }
+}
+
+/// Kills a sandbox and removes its folder.
+fn remove_sandbox(identity: &Identity) -> io::Result<()> {
+    // What runsc still writes while it ends may keep the folder for a moment.
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        if let Some(running) = state::running(&identity.folder) {
+            state::kill_processes(identity);
+            state::kill_helper(&running);
+        }
+        match state::remove(identity) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Makes a container's folder, which takes its name.
+fn make_folder(identity: &Identity) -> Result<()> {
+    state::create(identity).map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => Error::new(
+            ErrorKind::AlreadyExists,
+            format!("there is a container {} already", identity.id),
+        ),
+        _ => Error::io(
+            format!("cannot make the container's folder {}", identity.folder.display()),
+            error,
+        ),
+    })
 }
 
 fn no_container(id: &ContainerId) -> Error {
@@ -289,7 +405,11 @@ impl ContainerRuntime for NativeRuntime {
     }
 
     fn capabilities(&self) -> RuntimeCapabilities {
-        self.host.capabilities()
+        let own = self.host.capabilities();
+        match &self.gvisor {
+            Some(gvisor) => own.clone().with_runtime_class(CLASS, gvisor.capabilities(&own)),
+            None => own,
+        }
     }
 
     async fn check_availability(&self) -> Result<Availability> {
@@ -300,6 +420,14 @@ impl ContainerRuntime for NativeRuntime {
     async fn provision(&self, request: Admitted) -> Result<Provisioned> {
         let request = request.into_request();
         let image = self.resolve(&request).await?;
+        if request.security.runtime_class.is_some()
+            && let Some(gvisor) = &self.gvisor
+        {
+            return self
+                .create_sandboxed(gvisor, &request, image)
+                .await
+                .map_err(|error| error.with_operation("provision"));
+        }
         let spec = plan::specification(&request, &image, &self.host, &self.store)?;
         self.create(spec, image)
             .await
@@ -311,8 +439,12 @@ impl ContainerRuntime for NativeRuntime {
         let start = Request::Start {
             deadline_ms: milliseconds(request.deadline),
         };
+        let identity = self.identity(id)?;
+        if let Some(gvisor) = self.sandbox(&identity)? {
+            return gvisor.start(&identity, &request).await;
+        }
         // Without a main process the helper refuses.
-        let main = self.identity(id)?.main.unwrap_or_default();
+        let main = identity.main.unwrap_or_default();
         streams::start(self.connect(id)?, start, main.stdin, main.tty, true).await
     }
 
@@ -320,6 +452,10 @@ impl ContainerRuntime for NativeRuntime {
         let process = plan::process(&request.process);
         if process.command.is_empty() {
             return Err(Error::invalid("the command is empty"));
+        }
+        let identity = self.identity(&request.container.id)?;
+        if let Some(gvisor) = self.sandbox(&identity)? {
+            return gvisor.exec(&identity, request).await;
         }
         let (stdin, tty) = (process.stdin, process.tty.is_some());
         let exec = Request::Exec {
@@ -330,6 +466,11 @@ impl ContainerRuntime for NativeRuntime {
     }
 
     async fn copy_from(&self, request: CopyFromRequest) -> Result<ByteStream> {
+        let identity = self.identity(&request.container.id)?;
+        if let Some(gvisor) = self.sandbox(&identity)? {
+            absolute(&request.path)?;
+            return gvisor.copy_from(&identity, &request).await;
+        }
         if request.quiesce && self.host.hierarchy.is_err() {
             return Err(Error::unsupported(
                 "the container's processes cannot be stopped without cgroups",
@@ -343,6 +484,11 @@ impl ContainerRuntime for NativeRuntime {
     }
 
     async fn copy_to(&self, request: CopyToRequest) -> Result<()> {
+        let identity = self.identity(&request.container.id)?;
+        if let Some(gvisor) = self.sandbox(&identity)? {
+            absolute(&request.path)?;
+            return gvisor.copy_to(&identity, request).await;
+        }
         let copy = Request::CopyTo {
             path: absolute(&request.path)?,
         };
@@ -351,18 +497,32 @@ impl ContainerRuntime for NativeRuntime {
 
     async fn stats(&self, container: &ContainerHandle) -> Result<ContainerStats> {
         const MIB: f64 = (1u64 << 20) as f64;
-        let reply = self.connect(&container.id)?.ask(&Request::Stats, &[]).await?.0;
-        let Reply::Stats(counters) = reply else {
-            return Err(unexpected(&reply));
+        let identity = self.identity(&container.id)?;
+        let (usage, memory_limit_bytes, disk_used_bytes, age_seconds) = match self.sandbox(&identity)? {
+            Some(gvisor) => {
+                let (usage, memory_limit) = gvisor.usage(&identity).await?;
+                (usage, memory_limit, None, identity.age_seconds())
+            }
+            None => {
+                let reply = self.connect(&container.id)?.ask(&Request::Stats, &[]).await?.0;
+                let Reply::Stats(counters) = reply else {
+                    return Err(unexpected(&reply));
+                };
+                (
+                    counters.usage,
+                    counters.memory_limit_bytes,
+                    counters.disk_used_bytes,
+                    counters.age_seconds,
+                )
+            }
         };
-        let usage = counters.usage;
         let mut stats = ContainerStats::default();
         stats.memory_mb = usage.memory_bytes.unwrap_or(0) as f64 / MIB;
-        stats.memory_limit_mb = counters.memory_limit_bytes.unwrap_or(0) as f64 / MIB;
+        stats.memory_limit_mb = memory_limit_bytes.unwrap_or(0) as f64 / MIB;
         stats.cpu_seconds = usage.cpu_seconds;
         stats.memory_peak_bytes = usage.memory_peak_bytes;
         stats.pids = usage.pids;
-        stats.disk_used_bytes = counters.disk_used_bytes;
+        stats.disk_used_bytes = disk_used_bytes;
         if let Some(seconds) = usage.cpu_seconds {
             let now = Instant::now();
             let mut readings = self.readings.lock().unwrap_or_else(PoisonError::into_inner);
@@ -370,7 +530,7 @@ impl ContainerRuntime for NativeRuntime {
             drop(readings);
             let (elapsed, used) = match before {
                 Some((then, before)) => (now.duration_since(then).as_secs_f64(), seconds - before),
-                None => (counters.age_seconds, seconds),
+                None => (age_seconds, seconds),
             };
             stats.cpu_percent = if elapsed > 0.0 { used / elapsed * 100.0 } else { 0.0 };
         }
@@ -402,6 +562,19 @@ impl ContainerRuntime for NativeRuntime {
     async fn destroy(&self, id: &ContainerId) -> Result<()> {
         let Ok(identity) = self.identity(id) else { return Ok(()) };
         self.readings.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        if identity.sandboxed {
+            if let Some(gvisor) = &self.gvisor {
+                gvisor.forget(id);
+            }
+            let owned = self.owned.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+            drop(owned);
+            return tokio::task::spawn_blocking(move || remove_sandbox(&identity))
+                .await
+                .map_err(|error| Error::unexpected("the removal of a container panicked").with_source(error))?
+                .map_err(|error| {
+                    Error::io(format!("cannot remove the container {id}"), error).with_operation("destroy")
+                });
+        }
         let outcome = match self.connect(id) {
             Ok(mut connection) => match connection.ask(&Request::Destroy, &[]).await {
                 Ok((Reply::Done, _)) => Ok(()),

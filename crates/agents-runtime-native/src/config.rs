@@ -26,6 +26,9 @@ pub struct NativeConfig {
     pub helper: Option<PathBuf>,
     /// The folder of unpacked images, an absolute path. Default: `images` in the data folder.
     pub images: Option<PathBuf>,
+    /// The program of gVisor for `runtime_class: gvisor`, an absolute path. Default: `runsc` in the search path; without one
+    /// the class is refused.
+    pub runsc: Option<PathBuf>,
 }
 
 impl NativeConfig {
@@ -42,6 +45,13 @@ impl NativeConfig {
         self.images = Some(images.into());
         self
     }
+
+    /// Sets the program of gVisor.
+    #[must_use]
+    pub fn with_runsc(mut self, runsc: impl Into<PathBuf>) -> Self {
+        self.runsc = Some(runsc.into());
+        self
+    }
 }
 
 /// Makes the embedded runtime, `type: native`.
@@ -55,7 +65,11 @@ impl Factory for NativeFactory {
     type Adapter = dyn ContainerRuntime;
 
     fn validate(config: &NativeConfig) -> Result<()> {
-        for (key, path) in [("helper", &config.helper), ("images", &config.images)] {
+        for (key, path) in [
+            ("helper", &config.helper),
+            ("images", &config.images),
+            ("runsc", &config.runsc),
+        ] {
             if let Some(path) = path
                 && !path.is_absolute()
             {
@@ -71,10 +85,10 @@ impl Factory for NativeFactory {
     async fn build(config: NativeConfig, context: &BuildContext) -> Result<Arc<dyn ContainerRuntime>> {
         Self::validate(&config)?;
         let images = config.images.clone().unwrap_or_else(|| context.data_dir.join("images"));
-        Ok(Arc::new(NativeRuntime::new(
-            context.state_dir.join("native"),
-            images,
-            config.helper,
-        )?))
+        let mut runtime = NativeRuntime::new(context.state_dir.join("native"), images, config.helper)?;
+        if let Some(runsc) = config.runsc {
+            runtime = runtime.with_runsc(runsc)?;
+        }
+        Ok(Arc::new(runtime))
     }
 }

@@ -5,6 +5,7 @@ mod adapter;
 mod cgroup;
 mod config;
 mod connection;
+mod gvisor;
 mod helper;
 mod host;
 mod plan;
@@ -42,9 +43,16 @@ static AHEAD: Mutex<Option<UnixStream>> = Mutex::new(None);
 pub fn init() {
     INITIALISED.store(true, Ordering::SeqCst);
     let name = std::env::args_os().next();
-    if name.is_some_and(|name| name.as_bytes() == HELPER_NAME.as_bytes()) {
+    if name
+        .as_ref()
+        .is_some_and(|name| name.as_bytes() == HELPER_NAME.as_bytes())
+    {
         sys::keep_ended_children();
         helper::main();
+    }
+    if name.is_some_and(|name| name.as_bytes() == gvisor::launcher::NAME.as_bytes()) {
+        sys::keep_ended_children();
+        gvisor::launcher::main();
     }
 }
 

@@ -84,6 +84,8 @@ pub(crate) fn specification(
                 stdin: process.stdin,
                 tty: process.tty.is_some(),
             }),
+            sandboxed: request.security.runtime_class.is_some(),
+            working_dir: request.working_dir.clone(),
         },
         ids,
         uid: user.uid,

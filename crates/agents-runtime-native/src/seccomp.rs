@@ -10,7 +10,7 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen as Width, SeccompCmpOp as Op, SeccompCondition, SeccompFilter,
     SeccompRule, TargetArch,
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use syscalls::Sysno;
 
 /// Calls that are allowed with any arguments. Names that an architecture lacks are left out there.
@@ -502,31 +502,33 @@ fn errno(number: i32) -> u32 {
 
 /// The `seccomp` object of the OCI runtime specification ("Linux Container Configuration", section Seccomp), which Docker's
 /// profiles share but for `includes` and `excludes`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Profile {
     default_action: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
     default_errno_ret: Option<u32>,
     #[serde(default)]
     syscalls: Vec<ProfileRule>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct ProfileRule {
     #[serde(default)]
     names: Vec<String>,
     action: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
     errno_ret: Option<u32>,
     #[serde(default)]
     args: Vec<ProfileArgument>,
-    #[serde(default)]
+    #[serde(default, skip_serializing)]
     includes: Conditions,
-    #[serde(default)]
+    #[serde(default, skip_serializing)]
     excludes: Conditions,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct ProfileArgument {
     index: u8,
@@ -627,6 +629,36 @@ pub(crate) fn profile_filters(text: &str, capabilities: &[String]) -> Result<Fil
         filters.push(compile(rules, otherwise.clone(), answer)?);
     }
     Ok(filters)
+}
+
+/// A profile as the OCI runtime specification has it, without the rules whose conditions do not hold.
+///
+/// # Errors
+///
+/// As [`profile_filters`].
+pub(crate) fn oci_profile(text: &str, capabilities: &[String]) -> Result<serde_json::Value> {
+    let invalid = |error| Error::invalid(format!("seccomp_profile: this is not a seccomp profile: {error}"));
+    let profile: Profile = serde_json::from_str(text).map_err(invalid)?;
+    action(&profile.default_action, profile.default_errno_ret)?;
+    let mut rules = Vec::new();
+    for rule in &profile.syscalls {
+        action(&rule.action, rule.errno_ret)?;
+        rule.args
+            .iter()
+            .try_for_each(|argument| condition(argument).map(drop))?;
+        if rule.includes.all_hold(capabilities) && !rule.excludes.any_holds(capabilities) {
+            rules.push(rule);
+        }
+    }
+    serde_json::to_value(Profile {
+        syscalls: Vec::new(),
+        ..profile
+    })
+    .and_then(|mut value| {
+        value["syscalls"] = serde_json::to_value(rules)?;
+        Ok(value)
+    })
+    .map_err(invalid)
 }
 
 fn errno_eperm() -> SeccompAction {

@@ -100,6 +100,20 @@ pub(crate) struct Identity {
     pub(crate) owner: ProcessId,
     /// Whether there is a main process, and its streams.
     pub(crate) main: Option<MainStreams>,
+    /// Whether it runs in a sandbox of gVisor.
+    #[serde(default)]
+    pub(crate) sandboxed: bool,
+    /// The working directory of processes that name none.
+    #[serde(default)]
+    pub(crate) working_dir: String,
+}
+
+impl Identity {
+    /// How long ago it was made.
+    pub(crate) fn age_seconds(&self) -> f64 {
+        let created: jiff::Timestamp = self.created_at.parse().unwrap_or_default();
+        jiff::Timestamp::now().duration_since(created).as_secs_f64()
+    }
 }
 
 /// The streams of a main process.

@@ -157,8 +157,8 @@ pub(crate) fn folders(store: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(folders)
 }
 
-/// Kills what is left of a container and removes its cgroups and its folder. Succeeds when all is gone already.
-pub(crate) fn remove(identity: &Identity) -> io::Result<()> {
+/// Kills what is left of a container's processes, but for its helper.
+pub(crate) fn kill_processes(identity: &Identity) {
     if let Some(first) = running(&identity.folder).and_then(|running| running.first)
         && first.is_alive()
     {
@@ -168,6 +168,15 @@ pub(crate) fn remove(identity: &Identity) -> io::Result<()> {
         && group.exists()
     {
         group.kill();
+    }
+}
+
+/// Kills what is left of a container and removes its cgroups and its folder. Succeeds when all is gone already.
+pub(crate) fn remove(identity: &Identity) -> io::Result<()> {
+    kill_processes(identity);
+    if let Some(group) = &identity.group
+        && group.exists()
+    {
         group.remove()?;
     }
     match fs::remove_dir_all(&identity.folder) {
@@ -271,6 +280,8 @@ mod tests {
             group: None,
             owner,
             main: None,
+            sandboxed: false,
+            working_dir: "/".to_owned(),
         }
     }
 

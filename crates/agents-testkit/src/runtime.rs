@@ -73,6 +73,11 @@ impl RuntimeFixture {
         self
     }
 
+    /// Whether every container has a kernel of its own, which numbers its namespaces and devices without regard to others.
+    pub(crate) fn own_kernel(&self) -> bool {
+        self.class.as_deref() == Some("gvisor")
+    }
+
     /// What the runtime declares for the class that is judged.
     pub fn capabilities(&self) -> RuntimeCapabilities {
         let all = self.runtime.capabilities();
@@ -818,6 +823,9 @@ async fn containers_do_not_see_each_other(fx: Fx) -> CaseResult {
     assert_eq!(stdout(&fx.sh(&one, &seen).await?).trim(), "1");
     assert_eq!(stdout(&fx.sh(&two, &seen).await?).trim(), "0");
     assert_eq!(fx.sh(&two, "test -e /output/mine").await?.exit, exited(1));
+    if fx.own_kernel() {
+        return Ok(());
+    }
     for namespace in ["pid", "net", "ipc", "mnt", "uts"] {
         let own = format!("readlink /proc/self/ns/{namespace}");
         let (first, second) = (stdout(&fx.sh(&one, &own).await?), stdout(&fx.sh(&two, &own).await?));

@@ -24,6 +24,7 @@ use agents_core::{EffectiveState, ErrorKind};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 use self::init::{Answer, Order};
+pub(crate) use self::rootfs::{HOST_FOLDERS, HOST_SECRETS};
 use crate::{
     cgroup::Group,
     readback, seccomp,

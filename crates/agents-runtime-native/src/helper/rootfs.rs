@@ -36,11 +36,11 @@ pub(crate) struct Mounts {
 }
 
 /// The host's folders with programs, libraries and their settings. Nothing else of the host is visible.
-const HOST_FOLDERS: [&str; 9] = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "etc", "opt"];
+pub(crate) const HOST_FOLDERS: [&str; 9] = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "etc", "opt"];
 
 /// What is hidden of them: passwords, keys and the settings of services. Whatever only root may read is out of reach of
 /// the agent's user anyway; this is for a caller who is that user, or in a privileged group.
-const HOST_SECRETS: &[&str] = &[
+pub(crate) const HOST_SECRETS: &[&str] = &[
     "/etc/shadow",
     "/etc/shadow-",
     "/etc/gshadow",

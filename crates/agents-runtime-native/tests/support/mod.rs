@@ -16,12 +16,27 @@ use agents_testkit::{Case, Failure, probe, runtime, runtime::RuntimeFixture, tri
 pub(crate) fn run(name: &str) -> ExitCode {
     let busybox = || async { fixture(Image::Busybox) };
     let host = || async { fixture(Image::Host) };
+    let gvisor = || async { sandbox() };
     agents_testkit::run([
         trials(name, runtime::cases(), busybox),
         trials(&format!("{name}::probe"), probe::cases(), busybox),
         trials(&format!("{name}::host::probe"), probe::cases(), host),
         trials(&format!("{name}::host"), host_cases(), host),
+        trials(&format!("gvisor::{name}"), runtime::cases(), gvisor),
+        trials(&format!("gvisor::{name}::probe"), probe::cases(), gvisor),
     ])
+}
+
+/// Sandboxes of the `runsc` that `AGENTS_TEST_RUNSC` names.
+fn sandbox() -> Result<RuntimeFixture, String> {
+    let Some(runsc) = std::env::var_os("AGENTS_TEST_RUNSC") else {
+        return Err("AGENTS_TEST_RUNSC is not set; run `cargo xtask services up runsc` and \
+                    eval \"$(cargo xtask services env)\""
+            .to_owned());
+    };
+    let broken = |error: agents_core::Error| error.to_string();
+    let fixture = fixture_with(Image::Busybox, |runtime| runtime.with_runsc(runsc).map_err(broken))?;
+    Ok(fixture.of_class(Some("gvisor".to_owned())))
 }
 
 #[derive(Clone, Copy)]
@@ -31,6 +46,13 @@ enum Image {
 }
 
 fn fixture(image: Image) -> Result<RuntimeFixture, String> {
+    fixture_with(image, Ok)
+}
+
+fn fixture_with(
+    image: Image,
+    refine: impl FnOnce(NativeRuntime) -> Result<NativeRuntime, String>,
+) -> Result<RuntimeFixture, String> {
     let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
     let shared = dir.path().join("shared");
     fs::create_dir(&shared).map_err(|error| error.to_string())?;
@@ -40,6 +62,7 @@ fn fixture(image: Image) -> Result<RuntimeFixture, String> {
     };
     let runtime = NativeRuntime::new(dir.path().join("native"), dir.path().join("images"), None)
         .map_err(|error| error.to_string())?;
+    let runtime = refine(runtime)?;
     Ok(RuntimeFixture::new(Arc::new(runtime), image, shared).keeping(dir))
 }
 
