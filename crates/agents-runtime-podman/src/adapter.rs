@@ -128,9 +128,8 @@ impl PodmanRuntime {
         engine
     }
 
-    fn delivery(&self, plan: &Plan) -> Result<Delivery> {
-        let gvisor = plan.runtime_class.as_deref() == Some("gvisor");
-        let program = self.assets.program(gvisor)?;
+    fn delivery(&self, plan: &Plan, engine: &Engine) -> Result<Delivery> {
+        let program = self.assets.program(engine.is_gvisor(plan.runtime_class.as_deref()))?;
         let profile = self.assets.profile(&plan.seccomp_profile)?;
         Ok(Delivery {
             program: ProgramMount::Folder(spec::utf8(&program)?.to_owned()),
@@ -319,10 +318,10 @@ impl ContainerRuntime for PodmanRuntime {
         .await?;
         let plan = Plan::new(&request, Some(&image.user))?;
         provision::check_binds(&plan, &engine)?;
-        let delivery = self.delivery(&plan)?;
+        let delivery = self.delivery(&plan, &engine)?;
         let specification = spec::specification(&plan, &image.id, &engine, &delivery, self.config.relabel)?;
         let id = request.name.clone();
-        let made = provision::make(&self.client, request, plan, specification).await?;
+        let made = provision::make(&self.client, request, plan, &engine, specification).await?;
         if let Some(waiting) = made.waiting {
             self.waiting
                 .lock()

@@ -14,22 +14,24 @@ pub(crate) fn unknown() -> RuntimeCapabilities {
         controllers: ["memory", "cpu", "pids"].map(str::to_owned).to_vec(),
         ..Engine::default()
     };
-    of(&engine, true, false)
+    of(&engine, true, false, false)
 }
 
 /// What the engine can enforce, with each of its runtimes.
 pub(crate) fn of_engine(engine: &Engine, address: &Address) -> RuntimeCapabilities {
     let root = rustix::process::geteuid().is_root();
-    let own = of(engine, address.is_local(), root);
-    let mut all = own.clone();
+    let of_class = |class: Option<&str>| of(engine, address.is_local(), root, engine.is_gvisor(class));
+    let mut all = of_class(None);
     for runtime in &engine.runtimes {
-        let class = if runtime == "runsc" { "gvisor" } else { runtime };
-        all = all.with_runtime_class(class, own.clone());
+        all = all.with_runtime_class(runtime, of_class(Some(runtime)));
+        if runtime == "runsc" {
+            all = all.with_runtime_class("gvisor", of_class(Some(runtime)));
+        }
     }
     all
 }
 
-fn of(engine: &Engine, local: bool, caller_is_root: bool) -> RuntimeCapabilities {
+fn of(engine: &Engine, local: bool, caller_is_root: bool, gvisor: bool) -> RuntimeCapabilities {
     let limit = |controller: &str| {
         if engine.controls(controller) {
             return Support::Enforced;
@@ -76,7 +78,14 @@ fn of(engine: &Engine, local: bool, caller_is_root: bool) -> RuntimeCapabilities
     RuntimeCapabilities::none()
         .with_memory_limit(limit("memory"))
         .with_cpu_limit(limit("cpu"))
-        .with_pids_limit(limit("pids"))
+        .with_pids_limit(if gvisor {
+            Support::refused(
+                "gVisor's kernel does not count processes against the limit of the host",
+                "leave pids_limit out under gVisor, where memory_mb bounds processes, or choose another runtime class",
+            )
+        } else {
+            limit("pids")
+        })
         .with_nofile_limit(Support::Enforced)
         .with_disk_limit(Support::Enforced)
         .with_network_isolation(Support::Enforced)
@@ -126,7 +135,7 @@ mod tests {
 
     #[test]
     fn rootless_on_cgroup_v1_refuses_limits_and_says_what_would_help() {
-        let capabilities = of(&engine(true, false, &["memory", "cpu", "pids"]), true, false);
+        let capabilities = of(&engine(true, false, &["memory", "cpu", "pids"]), true, false, false);
         for support in [
             &capabilities.memory_limit,
             &capabilities.cpu_limit,
@@ -142,7 +151,7 @@ mod tests {
 
     #[test]
     fn a_controller_that_is_not_delegated_is_not_promised() {
-        let capabilities = of(&engine(true, true, &["memory", "pids"]), true, false);
+        let capabilities = of(&engine(true, true, &["memory", "pids"]), true, false, false);
         assert!(capabilities.memory_limit.is_enforced() && capabilities.pids_limit.is_enforced());
         assert!(
             matches!(&capabilities.cpu_limit, Support::Refused { remedy, .. } if remedy.contains("Delegate") && remedy.contains("memory, pids"))
@@ -152,7 +161,7 @@ mod tests {
     #[test]
     fn writable_mounts_are_promised_only_where_they_belong_to_the_caller() {
         let writable = |rootless, local, root| {
-            of(&engine(rootless, true, &[]), local, root)
+            of(&engine(rootless, true, &[]), local, root, false)
                 .writable_bind_mounts
                 .is_enforced()
         };
@@ -161,9 +170,18 @@ mod tests {
     }
 
     #[test]
-    fn runsc_is_called_gvisor() {
-        let all = of_engine(&engine(false, true, &[]), &Address::parse("unix:///s").unwrap());
+    fn runsc_is_also_called_gvisor_and_counts_no_processes() {
+        let engine = engine(false, true, &["pids"]);
+        let all = of_engine(&engine, &Address::parse("unix:///s").unwrap());
         let names: Vec<_> = all.runtime_classes.keys().map(String::as_str).collect();
-        assert_eq!(names, ["crun", "gvisor"]);
+        assert_eq!(names, ["crun", "gvisor", "runsc"]);
+        let pids = |class: &str| all.of_class(Some(class)).unwrap().pids_limit.is_enforced();
+        assert!(all.pids_limit.is_enforced() && pids("crun") && !pids("gvisor") && !pids("runsc"));
+        let by_default = Engine {
+            default_runtime: "runsc".to_owned(),
+            ..engine
+        };
+        let all = of_engine(&by_default, &Address::parse("unix:///s").unwrap());
+        assert!(!all.pids_limit.is_enforced());
     }
 }

@@ -95,6 +95,11 @@ impl Engine {
         (self.cgroup_v2 || !self.rootless) && self.controllers.iter().any(|name| name == controller)
     }
 
+    /// Whether containers of a class, or of none, run under gVisor.
+    pub(crate) fn is_gvisor(&self, class: Option<&str>) -> bool {
+        class.map_or(&*self.default_runtime, Self::runtime_of) == "runsc"
+    }
+
     /// How the runtime is called that stands behind a class.
     pub(crate) fn runtime_of(class: &str) -> &str {
         if class == "gvisor" { "runsc" } else { class }

@@ -3,7 +3,7 @@
 use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use agents_core::{ContainerId, Error, ErrorKind, MountSource, ProvisionRequest, Provisioned, Result, SessionId, User};
-use agents_guest::{Plan, PlannedSource, SpawnRequest};
+use agents_guest::{Plan, PlannedSource, Report, SpawnRequest};
 
 use crate::{client::Client, containers::Attached, engine::Engine, kernel::Group, model::View, readback, spec};
 
@@ -196,10 +196,11 @@ pub(crate) async fn make(
     client: &Arc<Client>,
     request: ProvisionRequest,
     plan: Plan,
+    engine: &Engine,
     specification: serde_json::Value,
 ) -> Result<Made> {
     let undo = create(client, request.name.as_str(), specification).await?;
-    match run(client, &request, &plan).await {
+    match run(client, &request, &plan, engine).await {
         Ok(made) => {
             undo.disarm();
             Ok(made)
@@ -250,7 +251,7 @@ fn never_sent(error: &Error) -> bool {
     false
 }
 
-async fn run(client: &Arc<Client>, request: &ProvisionRequest, plan: &Plan) -> Result<Made> {
+async fn run(client: &Arc<Client>, request: &ProvisionRequest, plan: &Plan, engine: &Engine) -> Result<Made> {
     let id = request.name.as_str();
     let mut attached = client.attach(id).await?;
     client.start(id).await?;
@@ -279,6 +280,7 @@ async fn run(client: &Arc<Client>, request: &ProvisionRequest, plan: &Plan) -> R
     };
     let inspected = inspected?;
     plan.check(&report)?;
+    check_kernel(&report, &inspected, plan, engine)?;
     let group = if client.address().is_local() {
         group(&inspected)
     } else {
@@ -288,6 +290,34 @@ async fn run(client: &Arc<Client>, request: &ProvisionRequest, plan: &Plan) -> R
     let provisioned = Provisioned::new(ContainerId::new(id)?, request.session_id.clone(), effective);
     let waiting = request.process.is_some().then_some(Waiting { attached, group });
     Ok(Made { provisioned, waiting })
+}
+
+/// Whether the class that was asked for is the one that runs the container, by the engine's word and by the kernel's.
+fn check_kernel(report: &Report, inspected: &View, plan: &Plan, engine: &Engine) -> Result<()> {
+    let asked = plan
+        .runtime_class
+        .as_deref()
+        .map_or(&*engine.default_runtime, Engine::runtime_of);
+    let differs = |asked: &str, found: &str| {
+        Err(Error::new(
+            ErrorKind::EnforcementMismatch,
+            format!(
+                "the container differs from what was requested: runtime_class: requested {asked}, in force {found}"
+            ),
+        ))
+    };
+    match inspected.text("/OCIRuntime") {
+        Some(found) if found == asked => {}
+        found if plan.runtime_class.is_some() => return differs(asked, found.unwrap_or("unknown")),
+        // Nobody asked, and the default may have been changed since.
+        _ => {}
+    }
+    match (asked == "runsc", report.is_gvisor()) {
+        (true, false) => differs("gVisor's kernel", "the host's"),
+        // A limit of the host's kernel was checked, and this one does not keep it.
+        (false, true) => differs("the host's kernel", "gVisor's"),
+        _ => Ok(()),
+    }
 }
 
 /// The container's cgroup on this host.

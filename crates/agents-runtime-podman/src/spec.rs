@@ -36,6 +36,10 @@ pub(crate) fn specification(
     relabel: bool,
 ) -> Result<Value> {
     let mut mounts = Vec::new();
+    let gvisor = engine.is_gvisor(plan.runtime_class.as_deref());
+    if gvisor {
+        mounts.extend(of_gvisor(plan));
+    }
     for mount in &plan.mounts {
         mounts.push(self::mount(mount, relabel && engine.selinux)?);
     }
@@ -89,6 +93,11 @@ pub(crate) fn specification(
     if let Some(user) = plan.user_text() {
         set("user", user.into());
     }
+    if let Some(most) = plan.nofile.filter(|_| gvisor) {
+        // The guest program sets it itself, and cannot tell further processes of it under gVisor, where nobody may read
+        // another's limits. Elsewhere an engine that is told one limit tries to raise the others.
+        set("r_limits", json!([{ "type": "NOFILE", "soft": most, "hard": most }]));
+    }
     if let Some(limits) = limits(plan) {
         set("resource_limits", limits);
     }
@@ -115,6 +124,27 @@ pub(crate) fn specification(
     }
     set("mounts", mounts.into());
     Ok(spec)
+}
+
+/// What gVisor would mount writable on its own: its own cgroups, which limit nothing, and memory without a bound at `/tmp`
+/// where that is empty.
+fn of_gvisor(plan: &Plan) -> impl Iterator<Item = Value> {
+    let taken = |place: &str| plan.mounts.iter().any(|mount| mount.destination == place);
+    let places = ["/sys/fs/cgroup", "/tmp"]
+        .into_iter()
+        .filter(move |place| !taken(place));
+    places.map(|place| {
+        let options = [
+            "ro",
+            "nosuid",
+            "nodev",
+            "noexec",
+            "mode=0555",
+            "size=4096",
+            "notmpcopyup",
+        ];
+        json!({ "type": "tmpfs", "source": "tmpfs", "destination": place, "options": options })
+    })
 }
 
 fn limits(plan: &Plan) -> Option<Value> {
@@ -261,6 +291,8 @@ mod tests {
             })
         );
         assert_eq!(spec["oci_runtime"], "runsc");
+        assert_eq!(spec["mounts"][1]["destination"], "/sys/fs/cgroup");
+        assert_eq!(spec["mounts"][2]["options"][0], "ro");
     }
 
     #[test]

@@ -6,9 +6,10 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let url = support::variable("AGENTS_TEST_PODMAN", "podman");
+    let gvisor = support::variable("AGENTS_TEST_PODMAN_RUNSC", "podman-runsc");
     let image = support::variable("AGENTS_TEST_ENGINE_IMAGE", "podman");
-    match (url, image) {
-        (Ok(url), Ok(image)) => support::run("podman", &url, &image),
-        (Err(code), _) | (_, Err(code)) => code,
+    match (url, gvisor, image) {
+        (Ok(url), Ok(gvisor), Ok(image)) => support::run("podman", &url, &gvisor, &image),
+        (Err(code), ..) | (_, Err(code), _) | (.., Err(code)) => code,
     }
 }

@@ -11,16 +11,17 @@ use rustix::{
 
 fn main() -> ExitCode {
     let url = support::variable("AGENTS_TEST_PODMAN_ROOTLESS", "podman-rootless");
+    let gvisor = support::variable("AGENTS_TEST_PODMAN_ROOTLESS_RUNSC", "podman-rootless-runsc");
     let image = support::variable("AGENTS_TEST_ENGINE_IMAGE", "podman-rootless");
-    let (url, image) = match (url, image) {
-        (Ok(url), Ok(image)) => (url, image),
-        (Err(code), _) | (_, Err(code)) => return code,
+    let (url, gvisor, image) = match (url, gvisor, image) {
+        (Ok(url), Ok(gvisor), Ok(image)) => (url, gvisor, image),
+        (Err(code), ..) | (_, Err(code), _) | (.., Err(code)) => return code,
     };
     if let Err(error) = become_the_owner(&url) {
         eprintln!("cannot become the user who runs {url}: {error}");
         return ExitCode::FAILURE;
     }
-    support::run("podman-rootless", &url, &image)
+    support::run("podman-rootless", &url, &gvisor, &image)
 }
 
 /// Becomes the user whose socket it is, for the tests of root.

@@ -16,10 +16,10 @@ pub(crate) fn variable(name: &str, server: &str) -> Result<String, ExitCode> {
     })
 }
 
-/// Runs the shared suites over an engine: as it is, and in the class gVisor.
-pub(crate) fn run(name: &str, url: &str, image: &str) -> ExitCode {
+/// Runs the shared suites over an engine as it is, and over one that has gVisor, in that class.
+pub(crate) fn run(name: &str, url: &str, gvisor: &str, image: &str) -> ExitCode {
     let mut all = Vec::new();
-    for class in [None, Some("gvisor")] {
+    for (class, url) in [(None, url), (Some("gvisor"), gvisor)] {
         let (url, image) = (url.to_owned(), image.to_owned());
         let make = move || {
             let (url, image) = (url.clone(), image.clone());
