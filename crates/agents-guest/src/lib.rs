@@ -23,12 +23,12 @@ pub use {
     host::{Connection, Judge, Quiet, SpawnRequest, StartOptions},
     paths::{MASKED_PATHS, READONLY_PATHS, SECRETS_DIR},
     plan::{
-        CpuQuota, DEFAULT_SECCOMP_PROFILE, LABEL_GUEST, LABEL_IMAGE, LABEL_SESSION, Plan, PlannedMount, PlannedSource,
-        container_info,
+        CpuQuota, DEFAULT_SECCOMP_PROFILE, GVISOR, LABEL_GUEST, LABEL_IMAGE, LABEL_SESSION, Plan, PlannedMount,
+        PlannedSource, container_info,
     },
     program_file::{
-        PROGRAM, PROGRAM_DIR, PROGRAM_MODE, PROGRAM_PATH, PROGRAM_SHA256, connect_command, exec_command, init_command,
-        program_archive, read_command, report_command, status_command, write_command,
+        PROGRAM, PROGRAM_DIR, PROGRAM_MODE, PROGRAM_MODE_GVISOR, PROGRAM_PATH, PROGRAM_SHA256, connect_command,
+        exec_command, init_command, program_archive, read_command, report_command, status_command, write_command,
     },
     report::{Report, own_namespaces},
 };

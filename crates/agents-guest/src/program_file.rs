@@ -13,23 +13,29 @@ pub const PROGRAM_DIR: &str = "/.agents";
 pub const PROGRAM_PATH: &str = "/.agents/guest";
 
 /// The mode of the program's file, which belongs to root. The kernel makes processes of a program that its user cannot read
-/// undumpable from their first instruction, so that nobody inside ever looks into one. Use 0555 only where this mode fails.
+/// undumpable from their first instruction, so that nobody inside ever looks into one.
 pub const PROGRAM_MODE: u32 = 0o111;
+
+/// The mode of the program's file under gVisor, which starts no program that its user cannot read. Where an engine has
+/// containers of both kinds, there are two volumes.
+pub const PROGRAM_MODE_GVISOR: u32 = 0o555;
 
 fn command(words: &[&str]) -> Vec<String> {
     let program = std::iter::once(PROGRAM_PATH);
     program.chain(words.iter().copied()).map(str::to_owned).collect()
 }
 
-/// The container's command. `nofile` is the limit on open files of every process, which the program sets itself, also for
-/// further processes.
+/// The container's command. `nofile` is the limit on open files of every process, and `nproc` the one on processes and
+/// threads where no cgroup holds it, as in a kernel of the container's own. The program sets them itself, also for further
+/// processes.
 ///
 /// ```
-/// assert_eq!(agents_guest::init_command(Some(64)), ["/.agents/guest", "init", "--nofile=64"]);
+/// assert_eq!(agents_guest::init_command(Some(64), None), ["/.agents/guest", "init", "--nofile=64"]);
 /// ```
-pub fn init_command(nofile: Option<u64>) -> Vec<String> {
+pub fn init_command(nofile: Option<u64>, nproc: Option<u64>) -> Vec<String> {
     let mut words = command(&["init"]);
     words.extend(nofile.map(|most| format!("--nofile={most}")));
+    words.extend(nproc.map(|most| format!("--nproc={most}")));
     words
 }
 
@@ -72,14 +78,14 @@ pub fn connect_command(port: u16) -> Vec<String> {
     command(&["connect", &port.to_string()])
 }
 
-/// A tar archive with the program as `guest`, owned by root and of [`PROGRAM_MODE`], to fill a volume with through an
-/// engine's archive call.
-pub fn program_archive() -> Vec<u8> {
+/// A tar archive with the program as `guest`, owned by root and of a mode such as [`PROGRAM_MODE`], to fill a volume with
+/// through an engine's archive call.
+pub fn program_archive(mode: u32) -> Vec<u8> {
     let mut header = [0u8; 512];
     let mut put = |at: usize, text: &[u8]| header[at..at + text.len()].copy_from_slice(text);
     // A POSIX ustar header, see tar(5).
     put(0, b"guest");
-    put(100, format!("{PROGRAM_MODE:07o}").as_bytes());
+    put(100, format!("{mode:07o}").as_bytes());
     put(108, b"0000000");
     put(116, b"0000000");
     put(124, format!("{:011o}", PROGRAM.len()).as_bytes());
@@ -103,7 +109,7 @@ mod tests {
 
     #[test]
     fn the_archive_holds_the_program() {
-        let archive = program_archive();
+        let archive = program_archive(PROGRAM_MODE);
         let mut archive = tar::Archive::new(&archive[..]);
         let mut entries = archive.entries().unwrap();
         let mut entry = entries.next().unwrap().unwrap();

@@ -63,9 +63,13 @@ impl Report {
         state.gid = self.first_id("Gid");
         state.mounts = self.get("mountinfo").map(mounts);
         state.read_only_rootfs = self.number::<u8>("root_read_only").map(|value| value == 1);
-        state.memory_bytes = self.number("memory_max");
-        state.cpu_cores = self.get("cpu_max").and_then(cores);
-        state.pids = self.number("pids_max");
+        // What gVisor shows as a cgroup is its own and limits nothing.
+        if !self.is_gvisor() {
+            state.memory_bytes = self.number("memory_max");
+            state.cpu_cores = self.get("cpu_max").and_then(cores);
+            // What gVisor shows of cgroups is its own, and holds for nobody.
+            state.pids = self.number(if self.is_gvisor() { "nproc" } else { "pids_max" });
+        }
         state.nofile = self.number("nofile");
         state.network_interfaces = self.get("net_dev").map(interfaces);
         state.private_namespaces = self.private_namespaces(&own_namespaces());
@@ -112,7 +116,6 @@ impl Report {
 
     /// Whether the kernel is gVisor's, which answers some questions differently.
     pub fn is_gvisor(&self) -> bool {
-        // Its log, which it gives to anybody who asks, begins with its name; a kernel of Linux refuses or begins otherwise.
         self.get("gvisor") == Some("1")
     }
 
@@ -120,6 +123,12 @@ impl Report {
     pub fn space(&self, destination: &str) -> Option<(u64, u64)> {
         let (size, free) = self.get(&format!("space {destination}"))?.split_once(' ')?;
         Some((size.parse().ok()?, free.parse().ok()?))
+    }
+
+    /// Whether the agent may write to a memory-backed mount point, by its owner and mode.
+    pub fn may_write(&self, destination: &str) -> Option<bool> {
+        self.number::<u8>(&format!("writable {destination}"))
+            .map(|value| value == 1)
     }
 
     /// The type of the file system at a mount point.
@@ -258,6 +267,11 @@ mod tests {
         assert_eq!((state.uid, state.gid), (Some(1000), Some(1001)));
         assert_eq!((state.nofile, state.pids, state.cpu_cores), (Some(64), None, Some(0.5)));
         assert_eq!(report.further_groups(), Some(vec![27]));
+        let sandboxed = Report::new(vec![
+            ("memory_max".into(), "4096".into()),
+            ("gvisor".into(), "1".into()),
+        ]);
+        assert_eq!(sandboxed.effective().memory_bytes, None);
     }
 
     #[test]

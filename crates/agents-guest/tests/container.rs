@@ -74,7 +74,7 @@ impl Sandbox {
             .arg("--ro-bind")
             .arg(folder.path())
             .args(["/.agents", "--remount-ro", "/"])
-            .args(init_command(nofile));
+            .args(init_command(nofile, None));
         let found = std::process::Command::new("bwrap")
             .arg("--version")
             .stdout(Stdio::null())

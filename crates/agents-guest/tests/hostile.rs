@@ -187,3 +187,13 @@ async fn a_write_that_is_given_up_cuts_no_frame() {
         .unwrap();
     assert!(matches!(session.next().await, Some(Ok(ExecEvent::Exit(_)))));
 }
+
+#[tokio::test]
+async fn a_program_that_never_starts_the_process_is_given_up_at_the_deadline() {
+    let (connection, _guest) = pair();
+    let judge = Arc::new(Recorder::default());
+    let request = SpawnRequest::new(Process::new(["x"])).with_deadline(Some(Duration::from_millis(50)));
+    let session = connection.spawn(request, Arc::<Recorder>::clone(&judge)).await.unwrap();
+    assert_eq!(to_the_end(session).await.1, Exit::Deadline);
+    assert_eq!(judge.0.lock().unwrap().len(), 1);
+}

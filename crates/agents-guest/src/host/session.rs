@@ -122,7 +122,9 @@ async fn begin(
     judge: Arc<dyn Judge>,
 ) -> Result<ExecSession> {
     let deadline = deadline.map(|deadline| Instant::now() + deadline);
-    let fault = match tokio::time::timeout(START, connection.ask(&order)).await {
+    let until = Instant::now() + START;
+    let until = deadline.map_or(until, |deadline| deadline.min(until));
+    let fault = match tokio::time::timeout_at(until, connection.ask(&order)).await {
         Ok(Ok(FromGuest::Started(started))) => Ok(started),
         Ok(Ok(FromGuest::Exit(ended))) => Err(exit_of(ended)),
         Ok(Ok(FromGuest::Failed(failure))) => return Err(failed(failure)),
@@ -130,9 +132,12 @@ async fn begin(
             .lost("the guest program gave an answer to something else".to_owned())
             .await),
         Ok(Err(error)) => Err(judge.lost(error.to_string()).await),
-        Err(_) => Err(judge
-            .lost(format!("the guest program did not start it within {START:?}"))
-            .await),
+        Err(_) => {
+            let exit = judge
+                .lost("the guest program did not say in time that it has started it".to_owned())
+                .await;
+            Err(if deadline == Some(until) { Exit::Deadline } else { exit })
+        }
     };
     let Started { stdin, tty, .. } = match fault {
         Ok(started) => started,

@@ -26,6 +26,9 @@ pub const LABEL_IMAGE: &str = "isolated-agents.image";
 /// The label with the SHA-256 of the guest program that the container has.
 pub const LABEL_GUEST: &str = "isolated-agents.guest";
 
+/// The runtime class of sandboxes of gVisor, on every runtime.
+pub const GVISOR: &str = "gvisor";
+
 /// The user of an image that names none, or root.
 const DEFAULT_USER: User = User { uid: 1000, gid: 1000 };
 
@@ -56,7 +59,8 @@ pub struct Plan {
     pub memory_bytes: Option<u64>,
     /// CPU time.
     pub cpu: Option<CpuQuota>,
-    /// Processes and threads.
+    /// Processes and threads. In a sandbox of gVisor the program sets this limit, since the cgroup counts the threads of
+    /// gVisor's own kernel.
     pub pids: Option<u64>,
     /// Open files of a process. The program sets this limit itself, so that an engine need not.
     pub nofile: Option<u64>,
@@ -121,7 +125,12 @@ impl Plan {
             name: request.name.as_str().to_owned(),
             hostname: hostname(request.name.as_str()),
             image: request.image.clone(),
-            command: init_command(resources.nofile),
+            command: init_command(
+                resources.nofile,
+                resources
+                    .pids
+                    .filter(|_| security.runtime_class.as_deref() == Some(GVISOR)),
+            ),
             user: match security.user {
                 Some(user) => Some(user),
                 None => user_of_image(image_user.unwrap_or_default()),

@@ -54,6 +54,10 @@ impl PlannedMount {
     /// The mount options of a memory-backed mount, as mount(8) and the engines write them. Its folder can be written to by
     /// everybody with the sticky bit, since the user of an image that has only a name is not known here; there is no other
     /// user in the container.
+    ///
+    /// runc gives such a mount the mode that the folder has in the image when there is one. So add `uid=` and `gid=` of the
+    /// plan's user wherever the engine takes them. [`Plan::check`](crate::Plan::check) finds a place that the agent cannot
+    /// write to.
     pub fn tmpfs_options(&self) -> Option<Vec<String>> {
         let PlannedSource::Tmpfs {
             size_bytes, executable, ..
@@ -78,6 +82,11 @@ impl PlannedMount {
             Some(kind) if kind == "tmpfs" => {}
             Some(kind) => return Some(format!("{destination} is a {kind}, not memory")),
             None => return Some(format!("{destination} is no mount")),
+        }
+        if !self.read_only && report.may_write(destination) != Some(true) {
+            return Some(format!(
+                "the agent may not write to {destination}; the image has this folder with an owner and a mode that the engine kept"
+            ));
         }
         let asked = (*size_bytes)?;
         match report.space(destination) {

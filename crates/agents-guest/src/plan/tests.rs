@@ -140,10 +140,18 @@ fn what_differs_inside_is_found() {
     ]
     .concat();
     let sizes = [("space /output", "1048576 1048576"), ("space /work", "1048576 0")];
+    let report = |extra: &[(&str, &str)]| {
+        let writable = [("writable /output", "1"), ("writable /work", "1")];
+        report(&[&writable[..], extra].concat())
+    };
     let as_planned = report(&[("mountinfo", &good), sizes[0], sizes[1]]);
     plan.check(&as_planned).unwrap();
     assert_eq!(plan.effective(&as_planned).disk_bytes, Some(2 << 20));
     let bad = [
+        (
+            report(&[("mountinfo", &good), sizes[0], sizes[1], ("writable /work", "0")]),
+            "may not write to /work",
+        ),
         (report(&[("mountinfo", &good), sizes[0]]), "/work"),
         (
             report(&[("mountinfo", &good), sizes[0], ("space /work", "1048577 0")]),

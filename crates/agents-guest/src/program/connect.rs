@@ -15,7 +15,7 @@ use super::{
 };
 
 pub(super) fn connect(port: u16) -> Result<(), Fault> {
-    setup::prepare(setup::nofile_of_first())?;
+    setup::prepare(setup::limits_of_first())?;
     let socket = TcpStream::connect((Ipv4Addr::LOCALHOST, port))
         .context(format_args!("nobody inside listens on the port {port}"))?;
     let mut to_socket = socket.try_clone().context("cannot copy the socket")?;

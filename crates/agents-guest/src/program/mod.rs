@@ -25,13 +25,12 @@ const USAGE: u8 = 64;
 pub(crate) fn run(arguments: Vec<OsString>) -> ExitCode {
     let words: Vec<&str> = arguments.iter().filter_map(|word| word.to_str()).collect();
     let done = match words[..] {
-        ["init"] => serve::first(None),
-        ["init", limit] => match limit.strip_prefix("--nofile=").map(str::parse) {
-            Some(Ok(most)) => serve::first(Some(most)),
-            _ => return usage(),
+        ["init", ref limits @ ..] => match setup::Limits::parse(limits) {
+            Some(limits) => serve::first(limits),
+            None => return usage(),
         },
         ["exec"] => serve::supervisor(),
-        ["report"] => setup::prepare(setup::nofile_of_first()).and_then(|()| frames::say(&report::report())),
+        ["report"] => setup::prepare(setup::limits_of_first()).and_then(|()| frames::say(&report::report())),
         ["status"] => status(),
         ["read", "--", path] => read::read(path, false),
         ["read", "--quiesce", "--", path] => read::read(path, true),

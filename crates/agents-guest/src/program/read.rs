@@ -28,7 +28,7 @@ use super::{
 const MAX_DEPTH: usize = 256;
 
 pub(super) fn read(path: &str, quiesce: bool) -> Result<(), Fault> {
-    setup::prepare(setup::nofile_of_first())?;
+    setup::prepare(setup::limits_of_first())?;
     let stopped = quiesce.then(tree::stop).transpose()?;
     // With the main process everything else has ended.
     let steady = quiesce || first_state() == Some(agents_guest::protocol::State::Exited);

@@ -4,7 +4,7 @@ use std::fs;
 
 use agents_guest::protocol::FromGuest;
 use rustix::{
-    fs::{StatVfsMountFlags, statvfs},
+    fs::{Access, StatVfsMountFlags, access, statvfs},
     process::{Resource, getrlimit},
 };
 
@@ -32,6 +32,7 @@ pub(super) fn report() -> FromGuest {
         "nofile",
         getrlimit(Resource::Nofile).maximum.map(|most| most.to_string()),
     );
+    add("nproc", getrlimit(Resource::Nproc).maximum.map(|most| most.to_string()));
     add(
         "memory_max",
         cgroup("memory.max").or_else(|| cgroup("memory/memory.limit_in_bytes")),
@@ -49,6 +50,8 @@ pub(super) fn report() -> FromGuest {
         if let Ok(stat) = statvfs(path.as_str()) {
             let (size, free) = (stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize);
             add(&format!("space {path}"), Some(format!("{size} {free}")));
+            let writable = access(path.as_str(), Access::WRITE_OK).is_ok();
+            add(&format!("writable {path}"), Some(u8::from(writable).to_string()));
         }
     }
     for kind in ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"] {

@@ -53,8 +53,8 @@ enum Role {
 }
 
 /// The container's first process, which does not end.
-pub(super) fn first(nofile: Option<u64>) -> Result<(), Fault> {
-    setup::prepare(nofile)?;
+pub(super) fn first(limits: setup::Limits) -> Result<(), Fault> {
+    setup::prepare(limits)?;
     enter(State::Idle)?;
     say(&report())?;
     Server::new(Role::First)?.run()
@@ -62,7 +62,7 @@ pub(super) fn first(nofile: Option<u64>) -> Result<(), Fault> {
 
 /// The supervisor of one further process.
 pub(super) fn supervisor() -> Result<(), Fault> {
-    setup::prepare(setup::nofile_of_first())?;
+    setup::prepare(setup::limits_of_first())?;
     Server::new(Role::Supervisor)?.run()
 }
 
@@ -79,6 +79,8 @@ struct Running {
     streams: Streams,
     before: Counters,
     ended: Option<Status>,
+    /// Whether there were as many processes as may be when it ended, where no cgroup says so.
+    processes_used_up: Option<bool>,
     /// Whether everything that there is to answer for is being killed.
     killing: bool,
 }
@@ -161,6 +163,7 @@ impl Server {
         while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
             if let Some(running) = self.running.as_mut().filter(|running| running.pid == pid) {
                 running.ended = Some(status_of(status));
+                running.processes_used_up = setup::processes_are_used_up();
             }
         }
     }
@@ -186,7 +189,7 @@ impl Server {
             disk_full: status != Status::Code(0) && disk_is_full(),
             status,
             out_of_memory: after.out_of_memory_since(running.before),
-            pids_limit: after.pids_refused_since(running.before),
+            pids_limit: after.pids_refused_since(running.before).or(running.processes_used_up),
         };
         self.say(&FromGuest::Exit(ended));
         self.exited()
@@ -396,6 +399,7 @@ impl Server {
                     streams,
                     before,
                     ended: None,
+                    processes_used_up: None,
                     killing: false,
                 });
                 Ok(())

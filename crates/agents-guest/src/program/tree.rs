@@ -52,6 +52,15 @@ impl Process {
     }
 }
 
+/// How many processes and threads there are in the container, with what has ended and was not taken off yet.
+pub(super) fn threads() -> u64 {
+    let threads = |process: &Process| {
+        let tasks = fs::read_dir(format!("/proc/{}/task", process.pid));
+        tasks.map_or(1, |tasks| tasks.count() as u64)
+    };
+    all().iter().map(threads).sum()
+}
+
 fn all() -> Vec<Process> {
     let names = fs::read_dir("/proc").into_iter().flatten().flatten();
     names

@@ -11,7 +11,7 @@ use super::{
 };
 
 pub(super) fn write(path: &str) -> Result<(), Fault> {
-    setup::prepare(setup::nofile_of_first())?;
+    setup::prepare(setup::limits_of_first())?;
     rustix::process::chdir(path).context(format_args!("cannot enter {path}"))?;
     let mut input = InputReader::new();
     let mut archive = tar::Archive::new(&mut input);
