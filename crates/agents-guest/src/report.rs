@@ -63,12 +63,13 @@ impl Report {
         state.gid = self.first_id("Gid");
         state.mounts = self.get("mountinfo").map(mounts);
         state.read_only_rootfs = self.number::<u8>("root_read_only").map(|value| value == 1);
-        // What gVisor shows as a cgroup is its own and limits nothing.
-        if !self.is_gvisor() {
+        if self.is_gvisor() {
+            // What gVisor shows as a cgroup is its own and limits nothing; this limit it holds.
+            state.pids = self.number("nproc");
+        } else {
             state.memory_bytes = self.number("memory_max");
             state.cpu_cores = self.get("cpu_max").and_then(cores);
-            // What gVisor shows of cgroups is its own, and holds for nobody.
-            state.pids = self.number(if self.is_gvisor() { "nproc" } else { "pids_max" });
+            state.pids = self.number("pids_max");
         }
         state.nofile = self.number("nofile");
         state.network_interfaces = self.get("net_dev").map(interfaces);
