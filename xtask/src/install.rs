@@ -28,11 +28,20 @@ const PACKAGES: &[(&str, &str)] = &[
     ("e2fsprogs", "disk images: mkfs.ext4"),
     ("gcc", "a probe that looks around in a container"),
     ("libc6-dev", "the same, linked statically"),
+    ("libseccomp-dev", "building a newer runc"),
+    ("mariadb-client-core", "mariadb service"),
+    ("mariadb-server-core", "mariadb service"),
+    ("maven", "opensearch service"),
+    ("openjdk-17-jre-headless", "opensearch service"),
+    ("pkg-config", "building a newer runc"),
     ("podman", "podman services; bench run"),
+    ("postgresql", "postgres service"),
     ("python3", "the example agents"),
     ("qemu-system-x86", "vm-test"),
     ("runc", "bench run"),
     ("skopeo", "filling the test registry"),
+    ("unzip", "opensearch service"),
+    ("uidmap", "the rootless podman service"),
 ];
 
 pub(crate) fn run(mut args: Args) -> Result<ExitCode> {

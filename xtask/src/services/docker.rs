@@ -1,27 +1,41 @@
 //! Docker: a private daemon on a socket of its own, with its own containerd, beside whatever the machine runs.
 
+use std::env;
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::json;
 
-use super::{Launch, Place, Server, engine};
+use super::golang::Program;
+use super::{Launch, Place, Server, engine, runtimes};
 use crate::error::{Context, Result};
 use crate::sh;
 
-pub(super) static OLD: Docker = Docker;
+pub(super) static OLD: Docker = Docker { new: false };
+pub(super) static NEW: Docker = Docker { new: true };
+
+/// Today's daemon, of the line that became Docker 29.
+const DOCKERD: Program = Program::new("dockerd", "github.com/moby/moby/v2/cmd/dockerd", "v2.0.0-beta.24")
+    .tags("netgo,osusergo,exclude_graphdriver_btrfs,exclude_graphdriver_devicemapper");
 
 /// One of the daemons.
-pub(super) struct Docker;
+pub(super) struct Docker {
+    new: bool,
+}
 
 impl Server for Docker {
     fn name(&self) -> &'static str {
-        "docker-old"
+        if self.new { "docker-new" } else { "docker-old" }
     }
 
     fn about(&self) -> &'static str {
-        "Debian's dockerd 20.10, API 1.41"
+        if self.new {
+            "dockerd of the moby module, API 1.56"
+        } else {
+            "Debian's dockerd 20.10, API 1.41"
+        }
     }
 
     fn default_tier(&self) -> bool {
@@ -32,15 +46,19 @@ impl Server for Docker {
         60
     }
 
-    fn install(&self, _cache: &Path) -> Result<PathBuf> {
+    fn install(&self, cache: &Path) -> Result<PathBuf> {
+        engine::need_root(self.name())?;
+        runtimes::install()?;
+        if self.new {
+            return Ok(DOCKERD.install(cache)?.join("bin/dockerd"));
+        }
         sh::need("dockerd")
     }
 
     fn launch(&self, place: &Place) -> Result<Launch> {
-        let socket = socket(place);
         let limit = json!({ "Name": "nofile", "Soft": engine::OPEN_FILES, "Hard": engine::OPEN_FILES });
         let config = json!({
-            "hosts": [format!("unix://{}", socket.display())],
+            "hosts": [self.address(place)],
             "data-root": place.data.join("data"),
             "exec-root": place.data.join("exec"),
             "pidfile": place.data.join("docker.pid"),
@@ -50,14 +68,24 @@ impl Server for Docker {
             "iptables": false,
             "ip6tables": false,
             "default-ulimits": { "nofile": limit },
+            "runtimes": runtimes::for_docker()?,
             "shutdown-timeout": 5,
         });
         let file = place.data.join("daemon.json");
         fs::write(&file, config.to_string()).context(|| format!("cannot write {}", file.display()))?;
         let mut command = Command::new(&place.program);
         command.arg("--config-file").arg(file);
-        let mut env = vec![("AGENTS_TEST_DOCKER_OLD", self.address(place))];
-        env.extend(engine::image_variables());
+        if self.new {
+            // The daemon takes the first `runc` that it finds, and Debian's is too old for it.
+            command.env("PATH", path_with(&runtimes::runc()?));
+        }
+        let mut env = engine::variables()?;
+        let variable = if self.new {
+            "AGENTS_TEST_DOCKER_NEW"
+        } else {
+            "AGENTS_TEST_DOCKER_OLD"
+        };
+        env.push((variable, self.address(place)));
         Ok(Launch { command, env })
     }
 
@@ -80,4 +108,13 @@ impl Server for Docker {
 
 fn socket(place: &Place) -> PathBuf {
     place.data.join("docker.sock")
+}
+
+/// Our own search path with the program's folder before all others.
+fn path_with(program: &Path) -> OsString {
+    let mut path = OsString::from(program.parent().unwrap_or(program));
+    path.push(":");
+    path.push(env::var_os("PATH").unwrap_or_default());
+    path.push(":/usr/sbin:/sbin");
+    path
 }

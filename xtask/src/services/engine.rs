@@ -7,8 +7,8 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::http;
-use crate::error::{Context, Result};
+use super::{http, runtimes};
+use crate::error::{Context, Result, fail};
 use crate::scratch::Scratch;
 use crate::sh;
 
@@ -35,15 +35,27 @@ const CONFIGURATION: &[&str] = &[
 pub(super) const OPEN_FILES: u32 = 20_000;
 pub(super) const PROCESSES: u32 = 10_000;
 
-/// The variables that name the images, the same for every engine.
-pub(super) fn image_variables() -> [(&'static str, String); 2] {
-    [
+/// An error unless we are root, who alone can start an engine.
+pub(super) fn need_root(name: &str) -> Result<()> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    fail(format!(
+        "only root can start {name}; run `sudo cargo xtask services up {name}`"
+    ))
+}
+
+/// The variables that every engine gives, with the same values.
+pub(super) fn variables() -> Result<Vec<(&'static str, String)>> {
+    let mut variables = vec![
         ("AGENTS_TEST_ENGINE_IMAGE", format!("{IMAGE}:{TAG}")),
         (
             "AGENTS_TEST_ENGINE_IMAGE_CONFIGURED",
             format!("{CONFIGURED_IMAGE}:{TAG}"),
         ),
-    ]
+    ];
+    variables.extend(runtimes::variables()?);
+    Ok(variables)
 }
 
 /// The question that both engines answer once they are ready.

@@ -115,7 +115,7 @@ fn wait(server: &dyn Server, record: &Record, child: &mut Child) -> Result<bool>
         }
         thread::sleep(Duration::from_millis(25));
     }
-    process::stop(record.pid, record.start_time)?;
+    process::stop(record.pid, record.start_time, server.stop_signal())?;
     fail(format!(
         "{} did not answer on {} within {} s",
         record.name,
@@ -128,7 +128,7 @@ fn wait(server: &dyn Server, record: &Record, child: &mut Child) -> Result<bool>
 fn fill(server: &dyn Server, record: &Record, up: bool) -> Result<bool> {
     if up && let Err(error) = server.fill(&record.place) {
         server.retire(&record.place);
-        process::stop(record.pid, record.start_time)?;
+        process::stop(record.pid, record.start_time, server.stop_signal())?;
         return fail(format!("{} is up, but it cannot be filled: {error}", record.name));
     }
     Ok(up)
@@ -150,6 +150,8 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use rustix::process::Signal;
+
     use crate::services::Launch;
 
     /// Runs a shell script as if it were a server that is ready at once.
@@ -206,7 +208,7 @@ mod tests {
             assert!(Instant::now() < deadline, "still in session {}", session());
             thread::sleep(Duration::from_millis(5));
         }
-        process::stop(record.pid, record.start_time).unwrap();
+        process::stop(record.pid, record.start_time, Signal::TERM).unwrap();
         assert!(!record.alive());
     }
 

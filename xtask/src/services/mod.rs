@@ -4,6 +4,7 @@
 //! that it answers once it is ready, and the variables that lead tests to it. To add one, write the
 //! implementation in a module of its own and name it in [`all`].
 
+mod account;
 mod azure;
 mod cache;
 mod docker;
@@ -18,12 +19,15 @@ mod podman;
 mod process;
 mod pypi;
 mod registry;
+mod runtimes;
 mod s3;
 mod state;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
+use rustix::process::Signal;
 use serde_json::json;
 
 use crate::args::Args;
@@ -84,6 +88,11 @@ pub(super) trait Server: Sync {
         Ok(())
     }
 
+    /// What ends it in good order.
+    fn stop_signal(&self) -> Signal {
+        Signal::TERM
+    }
+
     /// Asks it to let go of what would outlive it, before it is stopped. It may be dead already.
     fn retire(&self, _place: &Place) {}
 
@@ -120,7 +129,11 @@ fn all() -> Vec<&'static dyn Server> {
         &gcs::FakeGcs,
         &faults::Toxiproxy,
         &docker::OLD,
+        &docker::NEW,
         &podman::ROOTFUL,
+        &podman::ROOTFUL_GVISOR,
+        &podman::ROOTLESS,
+        &podman::ROOTLESS_GVISOR,
     ]
 }
 
@@ -153,9 +166,16 @@ pub(crate) fn run(mut args: Args) -> Result<ExitCode> {
 /// Starts the named servers, or the default tier, and returns the names of those that did not run before.
 pub(crate) fn up(names: &[String]) -> Result<Vec<String>> {
     let store = Store::open(paths::services_state()?)?;
+    let servers = choose(names)?;
+    // Before the lock, because a first build takes minutes and nobody else should wait for it.
+    let cache = paths::cache()?.join("services");
+    let programs: Vec<_> = servers
+        .iter()
+        .map(|server| server.install(&cache))
+        .collect::<Result<_>>()?;
     let _lock = lock::exclusive(store.folder())?;
     let mut started = Vec::new();
-    for server in choose(names)? {
+    for (server, program) in servers.into_iter().zip(programs) {
         let name = server.name();
         if let Some(record) = store.read(name)? {
             if record.alive() && server.ready(&record.place) {
@@ -165,7 +185,6 @@ pub(crate) fn up(names: &[String]) -> Result<Vec<String>> {
             // A crash, or a process that no longer answers: start again from nothing.
             stop(&store, &record)?;
         }
-        let program = server.install(&paths::cache()?.join("services"))?;
         let record = launch::start(server, program, &store)?;
         println!("{name}: up on {}", server.address(&record.place));
         started.push(name.to_owned());
@@ -190,15 +209,16 @@ pub(crate) fn down(names: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// The variables of every server that runs.
+/// The variables of every server that runs, each once: some servers share a few.
 pub(crate) fn env() -> Result<Vec<(String, String)>> {
     let store = Store::open(paths::services_state()?)?;
-    Ok(store
+    let variables: BTreeMap<_, _> = store
         .all()?
         .into_iter()
         .filter(Record::alive)
         .flat_map(|record| record.env)
-        .collect())
+        .collect();
+    Ok(variables.into_iter().collect())
 }
 
 fn status(as_json: bool) -> Result<()> {
@@ -251,7 +271,8 @@ fn stop(store: &Store, record: &Record) -> Result<()> {
         if let Some(server) = server {
             server.retire(&record.place);
         }
-        process::stop(record.pid, record.start_time)?;
+        let signal = server.map_or(Signal::TERM, Server::stop_signal);
+        process::stop(record.pid, record.start_time, signal)?;
     }
     if let Some(server) = server {
         server.clean(&record.place)?;

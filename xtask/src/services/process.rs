@@ -23,8 +23,8 @@ fn parse_stat(stat: &str) -> Option<u64> {
     fields.nth(18)?.parse().ok()
 }
 
-/// Ends exactly this process: asks first, kills after ten seconds.
-pub(super) fn stop(pid: u32, started: u64) -> Result<()> {
+/// Ends exactly this process: asks with `signal` first, kills after ten seconds.
+pub(super) fn stop(pid: u32, started: u64, signal: Signal) -> Result<()> {
     let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
         return fail(format!("{pid} is no process id"));
     };
@@ -32,7 +32,7 @@ pub(super) fn stop(pid: u32, started: u64) -> Result<()> {
     let Ok(handle) = pidfd_open(raw, PidfdFlags::empty()) else {
         return Ok(());
     };
-    for (signal, patience) in [(Signal::TERM, 10), (Signal::KILL, 5)] {
+    for (signal, patience) in [(signal, 10), (Signal::KILL, 5)] {
         if start_time(pid) != Some(started) {
             return Ok(());
         }
@@ -66,10 +66,10 @@ mod tests {
     fn only_the_process_with_that_start_time_is_ended() {
         let mut child = Command::new("sleep").arg("60").stdin(Stdio::null()).spawn().unwrap();
         let started = start_time(child.id()).unwrap();
-        stop(child.id(), started + 1).unwrap();
+        stop(child.id(), started + 1, Signal::TERM).unwrap();
         assert!(child.try_wait().unwrap().is_none());
-        stop(child.id(), started).unwrap();
+        stop(child.id(), started, Signal::TERM).unwrap();
         assert!(!child.wait().unwrap().success());
-        stop(child.id(), started).unwrap();
+        stop(child.id(), started, Signal::TERM).unwrap();
     }
 }
