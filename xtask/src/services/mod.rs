@@ -7,6 +7,7 @@
 mod account;
 mod azure;
 mod cache;
+mod certificates;
 mod docker;
 mod engine;
 mod faults;
@@ -15,7 +16,11 @@ mod golang;
 mod http;
 mod launch;
 mod leftovers;
+mod mariadb;
+mod moto;
+mod opensearch;
 mod podman;
+mod postgres;
 mod process;
 mod pypi;
 mod registry;
@@ -128,6 +133,10 @@ fn all() -> Vec<&'static dyn Server> {
         &azure::Azurite,
         &gcs::FakeGcs,
         &faults::Toxiproxy,
+        &postgres::POSTGRES,
+        &mariadb::MARIADB,
+        &opensearch::OPENSEARCH,
+        &moto::MOTO,
         &docker::OLD,
         &docker::NEW,
         &podman::ROOTFUL,

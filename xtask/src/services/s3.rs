@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::golang::Program;
-use super::{Launch, Place, Server, http, pypi};
+use super::{Launch, Place, Server, certificates, http, pypi};
 use crate::error::{Context, Result};
 use crate::{paths, random, sh};
 
@@ -47,6 +47,7 @@ impl Server for Versitygw {
         let address = format!("127.0.0.1:{}", place.port);
         let key = random::hex(10)?;
         let secret = random::hex(20)?;
+        let bucket = buckets.join(BUCKET);
         let mut command = Command::new(place.program.join("bin/versitygw"));
         command
             .env("ROOT_ACCESS_KEY", &key)
@@ -62,6 +63,8 @@ impl Server for Versitygw {
             env: vec![
                 ("AGENTS_TEST_VERSITYGW", format!("http://{address}")),
                 ("AGENTS_TEST_VERSITYGW_BUCKET", BUCKET.to_owned()),
+                // Where its objects are files, for tests that look or tamper behind its back.
+                ("AGENTS_TEST_VERSITYGW_FOLDER", bucket.display().to_string()),
                 ("AGENTS_TEST_VERSITYGW_KEY", key),
                 ("AGENTS_TEST_VERSITYGW_SECRET", secret),
                 ("AGENTS_TEST_AWS_PYTHONPATH", client()?.display().to_string()),
@@ -102,7 +105,7 @@ impl Server for Minio {
         // A folder on the drive is a bucket.
         let bucket = drive.join(BUCKET);
         fs::create_dir_all(&bucket).context(|| format!("cannot create {}", bucket.display()))?;
-        let authority = certify(&place.data.join("certs"))?;
+        let authority = certificates::certify(&place.data.join("certs"))?;
         let address = format!("127.0.0.1:{}", place.port);
         let key = random::hex(10)?;
         let secret = random::hex(20)?;
@@ -147,79 +150,4 @@ fn kms_secret() -> Result<String> {
 
 fn client() -> Result<PathBuf> {
     pypi::install(&paths::cache()?.join("services"), "awscli", CLIENT)
-}
-
-/// A certificate for the loopback address, signed by an authority whose own certificate is returned.
-fn certify(folder: &Path) -> Result<PathBuf> {
-    fs::create_dir_all(folder).context(|| format!("cannot create {}", folder.display()))?;
-    let openssl = |arguments: &[&str]| sh::output(Command::new("openssl").args(arguments).current_dir(folder));
-    let key = [
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-        "-days",
-        "30",
-    ];
-    openssl(
-        &[
-            &[
-                "req",
-                "-x509",
-                "-subj",
-                "/CN=tests",
-                "-keyout",
-                "ca.key",
-                "-out",
-                "ca.crt",
-            ],
-            key.as_slice(),
-        ]
-        .concat(),
-    )?;
-    openssl(
-        &[
-            &[
-                "req",
-                "-x509",
-                "-subj",
-                "/CN=localhost",
-                "-keyout",
-                "private.key",
-                "-out",
-                "public.crt",
-            ],
-            key.as_slice(),
-            &[
-                "-CA",
-                "ca.crt",
-                "-CAkey",
-                "ca.key",
-                "-addext",
-                "basicConstraints=critical,CA:FALSE",
-            ],
-            &["-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"],
-        ]
-        .concat(),
-    )?;
-    Ok(folder.join("ca.crt"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_authority_vouches_for_the_certificate() {
-        let folder = tempfile::tempdir().unwrap();
-        let authority = certify(folder.path()).unwrap();
-        sh::output(
-            Command::new("openssl")
-                .args(["verify", "-verify_ip", "127.0.0.1", "-CAfile"])
-                .arg(authority)
-                .arg(folder.path().join("public.crt")),
-        )
-        .unwrap();
-    }
 }
