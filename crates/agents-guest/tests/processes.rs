@@ -402,7 +402,7 @@ async fn the_judge_is_asked_about_failures_alone() {
 async fn a_program_that_was_stopped_is_given_up() {
     let (connection, _child) = guest(&["exec"]);
     let judge = Arc::new(Recorder::default());
-    let request = SpawnRequest::new(shell("echo ready; kill -STOP $PPID; sleep 60"))
+    let request = SpawnRequest::new(shell("sleep 0.2; kill -STOP $PPID; sleep 60"))
         .with_deadline(Some(Duration::from_millis(500)));
     let session = connection.spawn(request, Arc::<Recorder>::clone(&judge)).await.unwrap();
     let begun = Instant::now();
@@ -446,18 +446,33 @@ async fn one_process_a_supervisor() {
 
 #[tokio::test]
 async fn starting_takes_little() {
-    let mut times: Vec<Duration> = Vec::new();
+    let (mut times, mut plain) = (Vec::new(), Vec::new());
     for _ in 0..60 {
         let begun = Instant::now();
         let (session, _child) = start(SpawnRequest::new(Process::new(["/bin/true"]))).await;
         assert_eq!(to_the_end(session).await.1, exited(0));
         times.push(begun.elapsed());
+        let begun = Instant::now();
+        assert!(
+            tokio::process::Command::new("/bin/true")
+                .status()
+                .await
+                .unwrap()
+                .success()
+        );
+        plain.push(begun.elapsed());
     }
     times.sort();
+    plain.sort();
     println!(
-        "exec of /bin/true: fastest {:?}, median {:?}, slowest {:?}",
-        times[0], times[30], times[59]
+        "exec of /bin/true: median {:?}, without the program {:?}",
+        times[30], plain[30]
     );
-    // Other tests run beside, which the fastest feels least.
-    assert!(times[0] < Duration::from_millis(20), "the fastest is {:?}", times[0]);
+    // Two processes instead of one. A machine that is busy with other things slows both down.
+    assert!(
+        times[30] < plain[30] * 6 + Duration::from_millis(5),
+        "{:?} and {:?}",
+        times[30],
+        plain[30]
+    );
 }

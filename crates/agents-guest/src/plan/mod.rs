@@ -59,8 +59,7 @@ pub struct Plan {
     pub memory_bytes: Option<u64>,
     /// CPU time.
     pub cpu: Option<CpuQuota>,
-    /// Processes and threads. In a sandbox of gVisor the program sets this limit, since the cgroup counts the threads of
-    /// gVisor's own kernel.
+    /// Processes and threads.
     pub pids: Option<u64>,
     /// Open files of a process. The program sets this limit itself, so that an engine need not.
     pub nofile: Option<u64>,
@@ -125,12 +124,7 @@ impl Plan {
             name: request.name.as_str().to_owned(),
             hostname: hostname(request.name.as_str()),
             image: request.image.clone(),
-            command: init_command(
-                resources.nofile,
-                resources
-                    .pids
-                    .filter(|_| security.runtime_class.as_deref() == Some(GVISOR)),
-            ),
+            command: init_command(resources.nofile, None),
             user: match security.user {
                 Some(user) => Some(user),
                 None => user_of_image(image_user.unwrap_or_default()),
@@ -150,6 +144,14 @@ impl Plan {
             gpus: security.gpus.clone(),
             ingress_ports: request.network.ingress_ports.clone(),
         })
+    }
+
+    /// Lets the program hold the limit on processes, and not the engine: for a kernel of the container's own, such as
+    /// gVisor's, where a cgroup would count that kernel's threads. What is read back is [`Report::effective`] then.
+    #[must_use]
+    pub fn with_processes_limited_inside(mut self) -> Self {
+        self.command = init_command(self.nofile, self.pids.take());
+        self
     }
 
     /// The environment as `NAME=VALUE`.

@@ -39,7 +39,7 @@ use crate::{
 };
 
 /// The class's name.
-pub(crate) const CLASS: &str = "gvisor";
+pub(crate) const CLASS: &str = agents_guest::GVISOR;
 
 /// How long a sandbox may take to start, or to answer a question.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -115,7 +115,7 @@ impl Gvisor {
         let of_image = image.config.env.iter().filter_map(|entry| entry.split_once('='));
         let of_image = of_image.map(|(name, value)| (name.to_owned(), value.to_owned()));
         request.env = of_image.chain(request.env).collect();
-        let plan = Plan::new(&request, None)?;
+        let plan = Plan::new(&request, None)?.with_processes_limited_inside();
         let (layers, folder) = (image.layers.clone(), identity.folder.clone());
         let prepared = tokio::task::spawn_blocking(move || {
             let rootfs = rootfs::prepare(&layers, &folder)?;
