@@ -11,11 +11,11 @@ fn main() -> ExitCode {
     for target in support::targets() {
         let name = target.name();
         let make = move || {
-            let target = target.clone();
+            let target = target;
             async move { target.fixture().await }
         };
-        all.push(trials(&name, runtime::cases(), make.clone()));
-        all.push(trials(&format!("{name}::probe"), probe::cases(), make));
+        all.push(trials(&name, runtime::cases(), make));
+        all.push(trials(&format!("{name}::probe"), probe::grouped_cases(), make));
     }
     agents_testkit::run(all)
 }

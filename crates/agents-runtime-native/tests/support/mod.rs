@@ -23,7 +23,7 @@ pub(crate) fn run(name: &str) -> ExitCode {
         trials(&format!("{name}::host::probe"), probe::cases(), host),
         trials(&format!("{name}::host"), host_cases(), host),
         trials(&format!("gvisor::{name}"), runtime::cases(), gvisor),
-        trials(&format!("gvisor::{name}::probe"), probe::cases(), gvisor),
+        trials(&format!("gvisor::{name}::probe"), probe::grouped_cases(), gvisor),
     ])
 }
 

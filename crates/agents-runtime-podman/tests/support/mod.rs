@@ -1,20 +1,17 @@
-//! What the suites share: where the engine is, and the fixtures.
+//! What the suites share: where the engine is, the fixtures, and what only an engine's output can do.
+
+mod variables;
 
 use std::{fs, os::unix::fs::PermissionsExt, process::ExitCode, sync::Arc};
 
-use agents_core::ContainerRuntime;
-use agents_runtime_podman::{PodmanConfig, PodmanRuntime};
-use agents_testkit::{probe, runtime, runtime::RuntimeFixture, trials};
+pub(crate) use variables::variable;
 
-/// The address of a server that `cargo xtask services` starts, or an end with what to do.
-pub(crate) fn variable(name: &str, server: &str) -> Result<String, ExitCode> {
-    std::env::var(name).map_err(|_| {
-        eprintln!(
-            "{name} is not set; run `cargo xtask services up {server}` and `eval \"$(cargo xtask services env)\"` first"
-        );
-        ExitCode::FAILURE
-    })
-}
+use agents_core::{ContainerRuntime, CopyFromRequest, Exit, Process, StartRequest};
+use agents_runtime_podman::{PodmanConfig, PodmanRuntime};
+use agents_testkit::{
+    Case, Failure, hostile::hostile_outputs, probe, runtime, runtime::RuntimeFixture, trials,
+};
+use futures_util::StreamExt;
 
 /// Runs the shared suites over an engine as it is, and over one that has gVisor, in that class.
 pub(crate) fn run(name: &str, url: &str, gvisor: &str, image: &str) -> ExitCode {
@@ -27,7 +24,8 @@ pub(crate) fn run(name: &str, url: &str, gvisor: &str, image: &str) -> ExitCode 
         };
         let name = class.map_or_else(|| name.to_owned(), |class| format!("{name}::{class}"));
         all.push(trials(&name, runtime::cases(), make.clone()));
-        all.push(trials(&format!("{name}::probe"), probe::cases(), make));
+        all.push(trials(&format!("{name}::probe"), probe::grouped_cases(), make.clone()));
+        all.push(trials(&format!("{name}::hostile"), hostile_cases(), make));
     }
     agents_testkit::run(all)
 }
@@ -42,12 +40,69 @@ async fn fixture(url: &str, image: &str, class: Option<&str>) -> Result<RuntimeF
     let runtime = PodmanRuntime::new(config, dir.path().join("podman")).map_err(|error| error.to_string())?;
     runtime.learn().await;
     let runtime: Arc<dyn ContainerRuntime> = Arc::new(runtime);
-    if let Some(class) = class
-        && let Err(error) = runtime.capabilities().of_class(Some(class))
-    {
-        return Err(error.message().to_owned());
+    if let Err(error) = runtime.capabilities().of_class(class) {
+        panic!("{error}");
     }
     Ok(RuntimeFixture::new(runtime, image, shared)
         .of_class(class.map(str::to_owned))
         .keeping(dir))
+}
+
+/// How much of an archive is looked at: some agents leave more than anybody wants.
+const LOOKED_AT: usize = 64 << 20;
+
+/// Whatever an agent leaves behind, its good files come out as they are, and the container goes away. What is done with the
+/// others is decided by who unpacks the archive.
+fn hostile_cases() -> Vec<Case<RuntimeFixture>> {
+    let case = |output: agents_testkit::hostile::HostileOutput| {
+        let name = output.name.replace([' ', '-'], "_");
+        Case::new(name, move |fx: Arc<RuntimeFixture>| {
+            let output = output.clone();
+            async move {
+                let process = Process::new(["sh", "-c", &output.script]);
+                let container = fx.provision(fx.request().with_process(Some(process))).await?.handle;
+                let session = fx.runtime.start(StartRequest::new(container.clone())).await?;
+                let ended = session.collect(10_000).await?;
+                assert_eq!(ended.exit, Exit::Exited { code: 0 }, "{}", ended.stderr.to_text());
+                let request = CopyFromRequest::new(container.clone(), "/output").with_quiesce(true);
+                let mut stream = fx.runtime.copy_from(request).await?;
+                let mut archive = Vec::new();
+                while let Some(chunk) = stream.next().await {
+                    archive.extend_from_slice(&chunk?);
+                    if archive.len() > LOOKED_AT {
+                        break;
+                    }
+                }
+                let whole = archive.len() <= LOOKED_AT;
+                drop(stream);
+                if whole {
+                    stored(&archive, &output.stored)?;
+                }
+                fx.runtime.destroy(&container.id).await?;
+                Ok(())
+            }
+        })
+    };
+    hostile_outputs().into_iter().map(case).collect()
+}
+
+/// Whether the files are in the archive, with their contents.
+fn stored(archive: &[u8], files: &[(Vec<u8>, Vec<u8>)]) -> Result<(), Failure> {
+    let broken = |error: std::io::Error| Failure::Failed(format!("the archive is broken: {error}"));
+    let mut found = std::collections::BTreeMap::new();
+    for entry in tar::Archive::new(archive).entries().map_err(broken)? {
+        let mut entry = entry.map_err(broken)?;
+        let name = entry.path_bytes().into_owned();
+        let mut content = Vec::new();
+        std::io::Read::read_to_end(&mut std::io::Read::take(&mut entry, 1 << 20), &mut content).map_err(broken)?;
+        found.insert(name, content);
+    }
+    for (name, content) in files {
+        let full = [b"output/".as_slice(), name].concat();
+        if found.get(&full) != Some(content) {
+            let shown = String::from_utf8_lossy(name);
+            return Err(Failure::Failed(format!("{shown:?} did not come out as it is")));
+        }
+    }
+    Ok(())
 }
