@@ -8,9 +8,7 @@ pub(crate) use variables::variable;
 
 use agents_core::{ContainerRuntime, CopyFromRequest, Exit, Process, StartRequest};
 use agents_runtime_podman::{PodmanConfig, PodmanRuntime};
-use agents_testkit::{
-    Case, Failure, hostile::hostile_outputs, probe, runtime, runtime::RuntimeFixture, trials,
-};
+use agents_testkit::{Case, Failure, hostile::hostile_outputs, probe, runtime, runtime::RuntimeFixture, trials};
 use futures_util::StreamExt;
 
 /// Runs the shared suites over an engine as it is, and over one that has gVisor, in that class.
