@@ -1,7 +1,7 @@
 //! The docker runtime as a [`ContainerRuntime`].
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -29,6 +29,7 @@ use crate::{
     provision::{self, Made},
     stats,
     streams::{self, Said},
+    watch::News,
 };
 
 /// Docker, over its API.
@@ -44,9 +45,8 @@ pub struct DockerRuntime {
 pub(crate) struct Inner {
     pub(crate) engine: Arc<Engine>,
     pub(crate) images: Images,
-    pub(crate) runtime: Option<String>,
-    /// Whether the guest program is on the engine, as far as is known.
-    pub(crate) program: tokio::sync::Mutex<bool>,
+    /// In what ways the guest program is on the engine, as far as is known.
+    pub(crate) program: tokio::sync::Mutex<BTreeSet<program::Access>>,
     containers: Mutex<HashMap<ContainerId, Arc<Known>>>,
 }
 
@@ -76,8 +76,7 @@ impl DockerRuntime {
             inner: Arc::new(Inner {
                 engine,
                 images,
-                runtime: config.runtime,
-                program: tokio::sync::Mutex::new(false),
+                program: tokio::sync::Mutex::default(),
                 containers: Mutex::default(),
             }),
         })
@@ -94,7 +93,12 @@ impl DockerRuntime {
             return Ok(known);
         }
         let inspected = self.find(name).await?;
-        let known = Known::new(&inspected, Phase::Unknown);
+        let gvisor = self
+            .engine()
+            .facts()
+            .await?
+            .is_gvisor(Some(&inspected.host_config.runtime));
+        let known = Known::new(&inspected, gvisor, Phase::Unknown, None);
         let mut containers = self.inner.containers();
         Ok(Arc::clone(containers.entry(name.clone()).or_insert(known)))
     }
@@ -117,12 +121,14 @@ impl DockerRuntime {
     }
 
     /// Runs the guest program in a container. A container that is gone is forgotten.
-    async fn guest(&self, name: &ContainerId, command: Vec<String>) -> Result<(Arc<Known>, Connection, Said)> {
+    async fn guest(&self, name: &ContainerId, command: Vec<String>) -> Result<(Arc<Known>, Connection, Said, News)> {
         let known = self.locate(name).await?;
-        match self.engine().exec(&known.id, command).await {
-            Ok((_, attached)) => {
-                let (connection, said) = streams::connection(attached);
-                Ok((known, connection, said))
+        let (news, attached) = tokio::join!(known.news(&self.inner.engine), self.engine().exec(&known.id, command));
+        match attached {
+            Ok(attached) => {
+                let news = news?;
+                let (connection, said) = streams::connection(attached, Some(&news));
+                Ok((known, connection, said, news))
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 self.inner.forget(name, &known.id);
@@ -152,7 +158,7 @@ impl DockerRuntime {
             return state;
         }
         let asked = async {
-            let (_, connection, _) = self.guest(name, agents_guest::status_command()).await?;
+            let (_, connection, ..) = self.guest(name, agents_guest::status_command()).await?;
             connection.status().await
         };
         match timeout(self.engine().deadline(), asked).await {
@@ -242,8 +248,10 @@ impl ContainerRuntime for DockerRuntime {
             effective,
             phase,
             published,
+            gvisor,
+            watch,
         } = made.map_err(|error| error.with_operation("provision"))?;
-        let known = Known::new(&inspected, phase);
+        let known = Known::new(&inspected, gvisor, phase, watch);
         *known.published.lock().unwrap_or_else(PoisonError::into_inner) = published;
         self.inner.remember(name.clone(), known);
         Ok(Provisioned::new(name, session_id, effective))
@@ -271,14 +279,16 @@ impl ContainerRuntime for DockerRuntime {
             Err(what) => return conflict(what),
             Ok(None) => {
                 known.with_phase(|phase| *phase = Phase::Unknown);
-                let (_, asked, said) = self.guest(name, agents_guest::status_command()).await?;
+                let (_, asked, said, _) = self.guest(name, agents_guest::status_command()).await?;
                 if asked.status().await.map_err(|error| explain(error, &said))? != ContainerState::Created {
                     return conflict("has started already, or has no main process");
                 }
-                streams::connection(self.engine().attach(&known.id).await?)
+                let attached = self.engine().attach(&known.id).await?;
+                streams::connection(attached, Some(&known.news(&self.inner.engine).await?))
             }
         };
-        let judge = EngineJudge::new(Arc::clone(&self.inner.engine), known.id.clone(), said);
+        let news = known.news(&self.inner.engine).await?;
+        let judge = EngineJudge::new(Arc::clone(&self.inner.engine), known.id.clone(), said, news);
         let options = StartOptions::new().with_deadline(request.deadline);
         let session = connection.start(options, Arc::new(judge)).await?;
         Ok(session.map_events(move |event| {
@@ -290,21 +300,21 @@ impl ContainerRuntime for DockerRuntime {
     }
 
     async fn exec(&self, request: ExecRequest) -> Result<ExecSession> {
-        let (known, connection, said) = self.guest(&request.container.id, agents_guest::exec_command()).await?;
-        let judge = EngineJudge::new(Arc::clone(&self.inner.engine), known.id.clone(), said);
+        let (known, connection, said, news) = self.guest(&request.container.id, agents_guest::exec_command()).await?;
+        let judge = EngineJudge::new(Arc::clone(&self.inner.engine), known.id.clone(), said, news);
         let spawn = SpawnRequest::new(request.process).with_deadline(request.deadline);
         connection.spawn(spawn, Arc::new(judge)).await
     }
 
     async fn copy_from(&self, request: CopyFromRequest) -> Result<ByteStream> {
         let command = agents_guest::read_command(absolute(&request.path)?, request.quiesce);
-        let (_, connection, said) = self.guest(&request.container.id, command).await?;
+        let (_, connection, said, _) = self.guest(&request.container.id, command).await?;
         connection.read().await.map_err(|error| explain(error, &said))
     }
 
     async fn copy_to(&self, request: CopyToRequest) -> Result<()> {
         let command = agents_guest::write_command(absolute(&request.path)?);
-        let (_, connection, said) = self.guest(&request.container.id, command).await?;
+        let (_, connection, said, _) = self.guest(&request.container.id, command).await?;
         connection
             .write(request.archive)
             .await

@@ -5,10 +5,17 @@ use std::{
     time::Instant,
 };
 
-use agents_core::ContainerStats;
+use agents_core::{ContainerStats, Result};
 use agents_guest::Connection;
+use tokio::sync::OnceCell;
 
-use crate::{inspect::Inspected, ports::Published, streams::Said};
+use crate::{
+    engine::Engine,
+    inspect::Inspected,
+    ports::Published,
+    streams::Said,
+    watch::{News, Watch},
+};
 
 /// One container of the engine's.
 #[derive(Debug)]
@@ -16,10 +23,13 @@ pub(crate) struct Known {
     /// The engine's identifier: a name could be another container's by tomorrow, and a short one is the beginning of many.
     pub(crate) id: String,
     has_memory_limit: bool,
+    /// The host sees the threads of gVisor's kernel instead of the container's processes.
+    gvisor: bool,
     phase: Mutex<Phase>,
     /// When what was created, and how much CPU time it had used when it was last asked.
     reading: Mutex<Reading>,
     pub(crate) published: Mutex<Option<Published>>,
+    watch: OnceCell<Watch>,
 }
 
 #[derive(Debug)]
@@ -45,10 +55,11 @@ pub(crate) enum Phase {
 }
 
 impl Known {
-    pub(crate) fn new(inspected: &Inspected, phase: Phase) -> Arc<Self> {
+    pub(crate) fn new(inspected: &Inspected, gvisor: bool, phase: Phase, watch: Option<Watch>) -> Arc<Self> {
         Arc::new(Self {
             id: inspected.id.clone(),
             has_memory_limit: inspected.host_config.memory > 0,
+            gvisor,
             phase: Mutex::new(phase),
             reading: Mutex::new(Reading {
                 at: age(inspected),
@@ -56,7 +67,14 @@ impl Known {
                 last: None,
             }),
             published: Mutex::new(None),
+            watch: OnceCell::new_with(watch),
         })
+    }
+
+    /// What is heard of the container from now on.
+    pub(crate) async fn news(&self, engine: &Arc<Engine>) -> Result<News> {
+        let watch = self.watch.get_or_try_init(|| Watch::open(engine, &self.id)).await?;
+        Ok(watch.news())
     }
 
     /// Looks at the phase, or changes it.
@@ -77,6 +95,9 @@ impl Known {
         if !self.has_memory_limit {
             // The engine says how much memory the host has then.
             stats.memory_limit_mb = 0.0;
+        }
+        if self.gvisor {
+            stats.pids = None;
         }
         if let Some(seconds) = stats.cpu_seconds {
             let now = Instant::now();

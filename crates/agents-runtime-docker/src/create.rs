@@ -14,7 +14,11 @@ use bollard::models::{
     RestartPolicyNameEnum,
 };
 
-use crate::{facts::Facts, inspect::Image, program};
+use crate::{
+    facts::Facts,
+    inspect::Image,
+    program::{self, Access},
+};
 
 /// The label with a value of its own for each creation, by which one that was lost sight of is found.
 pub(crate) const LABEL_CREATION: &str = "isolated-agents.creation";
@@ -90,20 +94,33 @@ pub(crate) fn choose_user(request: &mut ProvisionRequest) -> Result<()> {
     Ok(())
 }
 
-/// The body. The `runtime` is the engine's name for it.
-pub(crate) fn body(
-    plan: &Plan,
-    image: &Image,
-    facts: &Facts,
-    runtime: Option<String>,
-    main: bool,
-    creation: &str,
-) -> Result<ContainerCreateBody> {
-    let mut mounts = vec![program::mount()];
+/// Where gVisor mounts writable file systems of its own accord, a `/tmp` and cgroups that are its kernel's own, unless there
+/// is something else.
+const GVISORS_OWN: [&str; 2] = ["/tmp", "/sys/fs/cgroup"];
+
+/// What a plan does not say.
+pub(crate) struct Setting<'a> {
+    pub(crate) image: &'a Image,
+    pub(crate) facts: &'a Facts,
+    /// The engine's name for the runtime; its default otherwise.
+    pub(crate) runtime: Option<&'a str>,
+    /// Whether the runtime is gVisor.
+    pub(crate) gvisor: bool,
+    /// The limit on processes, which the plan leaves to the program in gVisor.
+    pub(crate) pids: Option<u64>,
+    /// Whether there is a main process.
+    pub(crate) main: bool,
+    /// The value of [`LABEL_CREATION`].
+    pub(crate) creation: &'a str,
+}
+
+/// The body.
+pub(crate) fn body(plan: &Plan, setting: &Setting<'_>) -> Result<ContainerCreateBody> {
+    let mut mounts = vec![program::mount(Access::of_kernel(setting.gvisor))];
     let mut tmpfs = std::collections::HashMap::new();
     for mount in &plan.mounts {
         match (&mount.source, mount.tmpfs_options()) {
-            (PlannedSource::Bind { path }, _) => mounts.push(bind(mount, path, facts)?),
+            (PlannedSource::Bind { path }, _) => mounts.push(bind(mount, path, setting.facts)?),
             (_, Some(options)) => {
                 tmpfs.insert(mount.destination.clone(), options.join(","));
             }
@@ -115,13 +132,19 @@ pub(crate) fn body(
             }
         }
     }
+    if setting.gvisor {
+        for place in GVISORS_OWN.iter().filter(|place| !covered(plan, place)) {
+            tmpfs.insert((*place).to_owned(), "ro,nosuid,nodev,noexec,size=4096".to_owned());
+        }
+    }
     // An image's own volumes would be writable space without a limit. Their content can be read.
-    let covered = |place: &str| {
-        plan.mounts
-            .iter()
-            .any(|mount| mount.destination == place.trim_end_matches('/'))
-    };
-    for place in image.config.volumes.keys().filter(|place| !covered(place)) {
+    for place in setting
+        .image
+        .config
+        .volumes
+        .keys()
+        .filter(|place| !covered(plan, place))
+    {
         mounts.push(Mount {
             target: Some(place.clone()),
             typ: Some(MountType::VOLUME),
@@ -136,19 +159,28 @@ pub(crate) fn body(
     let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
     let memory = plan.memory_bytes.map(signed);
     let paths = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect::<Vec<_>>();
+    let ulimit = |name: &str, value: u64| ResourcesUlimits {
+        name: Some(name.to_owned()),
+        soft: Some(signed(value)),
+        hard: Some(signed(value)),
+    };
+    let mut ulimits = vec![ulimit("core", 0)];
+    // The guest program sets these limits itself, but in gVisor that of a further process does not hear of them.
+    if setting.gvisor {
+        ulimits.extend(plan.nofile.map(|most| ulimit("nofile", most)));
+        ulimits.extend(setting.pids.map(|most| ulimit("nproc", most)));
+    }
     let host_config = HostConfig {
         memory,
-        memory_swap: memory.filter(|_| facts.swap_limit),
+        memory_swap: memory.filter(|_| setting.facts.swap_limit),
         // Without accounts of swap, what counts against the limit is not swapped at all.
-        memory_swappiness: memory.filter(|_| !facts.swap_limit && facts.cgroup_v1).map(|_| 0),
+        memory_swappiness: memory
+            .filter(|_| !setting.facts.swap_limit && setting.facts.cgroup_v1)
+            .map(|_| 0),
         cpu_period: plan.cpu.map(|cpu| signed(cpu.period_us)),
         cpu_quota: plan.cpu.map(|cpu| signed(cpu.quota_us)),
         pids_limit: plan.pids.map(signed),
-        ulimits: Some(vec![ResourcesUlimits {
-            name: Some("core".to_owned()),
-            soft: Some(0),
-            hard: Some(0),
-        }]),
+        ulimits: Some(ulimits),
         network_mode: Some("none".to_owned()),
         ipc_mode: Some("private".to_owned()),
         cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
@@ -162,7 +194,7 @@ pub(crate) fn body(
         readonly_paths: Some([paths(READONLY_PATHS), paths(&["/sys/fs/cgroup"])].concat()),
         mounts: Some(mounts),
         tmpfs: Some(tmpfs),
-        runtime,
+        runtime: setting.runtime.map(str::to_owned),
         device_requests: plan.gpus.as_deref().map(gpus).transpose()?.map(|request| vec![request]),
         // What the guest program says is for whoever is attached, and would fill the engine's disk.
         log_config: Some(HostConfigLogConfig {
@@ -178,9 +210,9 @@ pub(crate) fn body(
         ..HostConfig::default()
     };
     let mut labels: std::collections::HashMap<_, _> = plan.labels.clone().into_iter().collect();
-    labels.insert(LABEL_CREATION.to_owned(), creation.to_owned());
+    labels.insert(LABEL_CREATION.to_owned(), setting.creation.to_owned());
     Ok(ContainerCreateBody {
-        image: Some(image.id.clone()),
+        image: Some(setting.image.id.clone()),
         hostname: Some(plan.hostname.clone()),
         user: plan.user_text(),
         // An entrypoint leaves the image's own command out too.
@@ -191,7 +223,7 @@ pub(crate) fn body(
         labels: Some(labels),
         open_stdin: Some(true),
         // When whoever started the main process is gone, the guest program hears of it by the end of its input.
-        stdin_once: Some(main),
+        stdin_once: Some(setting.main),
         attach_stdin: Some(true),
         attach_stdout: Some(true),
         attach_stderr: Some(true),
@@ -204,6 +236,11 @@ pub(crate) fn body(
         host_config: Some(host_config),
         ..ContainerCreateBody::default()
     })
+}
+
+fn covered(plan: &Plan, place: &str) -> bool {
+    let place = place.trim_end_matches('/');
+    plan.mounts.iter().any(|mount| mount.destination == place)
 }
 
 fn bind(mount: &PlannedMount, path: &Path, facts: &Facts) -> Result<Mount> {

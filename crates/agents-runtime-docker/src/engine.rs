@@ -26,7 +26,6 @@ use futures_util::Stream;
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
-use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use tokio::{io::AsyncWrite, sync::OnceCell, time::timeout};
 
@@ -78,6 +77,7 @@ impl Engine {
         let standing = Standing {
             local: endpoint.is_local(),
             root: rustix::process::geteuid().is_root(),
+            runtime: config.runtime.clone(),
         };
         Ok(Self {
             endpoint,
@@ -93,8 +93,8 @@ impl Engine {
         &self.endpoint
     }
 
-    pub(crate) fn standing(&self) -> Standing {
-        self.standing
+    pub(crate) fn standing(&self) -> &Standing {
+        &self.standing
     }
 
     pub(crate) fn deadline(&self) -> Duration {
@@ -121,7 +121,7 @@ impl Engine {
                 let api = version.negotiate().map_err(unusable)?;
                 self.transport.use_version(&format!("1.{api}"));
                 let info: Info = self.get("cannot ask the engine what it can do", "/info").await?;
-                Facts::new(&version, api, info, self.standing).map_err(unusable)
+                Facts::new(&version, api, info, &self.standing).map_err(unusable)
             })
             .await
     }
@@ -150,11 +150,7 @@ impl Engine {
 
     async fn fetch(&self, what: &str, path: &str) -> Result<Bytes> {
         let whole = async {
-            let request = Request::builder()
-                .method(Method::GET)
-                .uri(path)
-                .body(body_full(Bytes::new()));
-            let answer = self.transport.request(request.map_err(EngineError::from)?).await?;
+            let answer = self.ask(path).await?;
             let status = answer.status().as_u16();
             Ok::<_, EngineError>((status, whole_body(answer).await?))
         };
@@ -255,7 +251,7 @@ impl Engine {
     }
 
     /// Runs a program in a running container, with its streams. No terminal of the engine's.
-    pub(crate) async fn exec(&self, id: &str, command: Vec<String>) -> Result<(String, Attached)> {
+    pub(crate) async fn exec(&self, id: &str, command: Vec<String>) -> Result<Attached> {
         let options = CreateExecOptions {
             attach_stdin: Some(true),
             attach_stdout: Some(true),
@@ -268,7 +264,7 @@ impl Engine {
             .await?;
         let started = self.docker.start_exec(&exec.id, None::<StartExecOptions>);
         match self.call("cannot run in the container", started).await? {
-            StartExecResults::Attached { output, input } => Ok((exec.id, Attached { output, input })),
+            StartExecResults::Attached { output, input } => Ok(Attached { output, input }),
             StartExecResults::Detached => Err(Error::unexpected("the engine gave no streams")),
         }
     }
@@ -316,21 +312,26 @@ impl Engine {
         self.get("cannot read the container's use", &path).await
     }
 
-    /// Whether the engine has seen an event of a container since a moment of this machine's clock. The engine keeps its last
-    /// 256 events, and is asked for the past alone, so that it answers at once.
-    pub(crate) async fn has_happened(&self, id: &str, event: &str, since: Timestamp) -> bool {
-        let offset = self.known().map_or(0.0, |facts| facts.clock_offset);
-        let seconds = |moment: Timestamp| moment.as_nanosecond() as f64 / 1e9 + offset;
-        let filters = serde_json::json!({ "container": [id], "event": [event] });
-        let path = format!(
-            "/events?since={:.3}&until={:.3}&filters={}",
-            // The offset is known to about a second.
-            seconds(since) - 1.0,
-            seconds(Timestamp::now()),
-            percent(&filters.to_string())
-        );
-        let asked = self.fetch("cannot ask for the container's events", &path).await;
-        asked.is_ok_and(|answer| !answer.trim_ascii().is_empty())
+    /// The events of a container from now on that are about its end and its memory.
+    pub(crate) async fn events(&self, id: &str) -> Result<Incoming> {
+        let what = "cannot listen for the container's events";
+        let filters = serde_json::json!({ "container": [id], "event": ["oom", "die", "destroy"] });
+        let path = format!("/events?filters={}", percent(&filters.to_string()));
+        let answer = self.call(what, self.ask(&path)).await?;
+        let status = answer.status().as_u16();
+        if status == 200 {
+            return Ok(answer.into_body());
+        }
+        let body = self.call(what, whole_body(answer)).await?;
+        Err(error::answered(what, status, &message(&body)))
+    }
+
+    async fn ask(&self, path: &str) -> Result<Response<Incoming>, EngineError> {
+        let request = Request::builder()
+            .method(Method::GET)
+            .uri(path)
+            .body(body_full(Bytes::new()));
+        self.transport.request(request.map_err(EngineError::from)?).await
     }
 }
 

@@ -3,13 +3,11 @@
 use std::collections::BTreeMap;
 
 use agents_core::{Availability, Problem, RuntimeCapabilities, Support};
+use agents_guest::GVISOR;
 use jiff::Timestamp;
 use serde::Deserialize;
 
 use crate::null_as_default;
-
-/// The runtime class that means gVisor, whatever the engine calls its runtime.
-pub(crate) const GVISOR: &str = "gvisor";
 
 /// The oldest API that is spoken: 20.10.
 const OLDEST_API: u32 = 41;
@@ -103,6 +101,8 @@ struct EngineRuntime {
     path: String,
     #[serde(rename = "runtimeType", deserialize_with = "null_as_default")]
     kind: String,
+    #[serde(rename = "runtimeArgs", deserialize_with = "null_as_default")]
+    args: Vec<String>,
 }
 
 /// What was found out about the engine, once.
@@ -126,17 +126,19 @@ pub(crate) struct Facts {
 }
 
 /// Where this program stands towards the engine.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Standing {
     /// Whether the engine sees the files of this process.
     pub(crate) local: bool,
     /// Whether this process is root.
     pub(crate) root: bool,
+    /// The engine's runtime that the configuration names.
+    pub(crate) runtime: Option<String>,
 }
 
 impl Facts {
     /// Draws the conclusions.
-    pub(crate) fn new(version: &Version, api: u32, info: Info, standing: Standing) -> Result<Self, Problem> {
+    pub(crate) fn new(version: &Version, api: u32, info: Info, standing: &Standing) -> Result<Self, Problem> {
         if info.os_type != "linux" {
             return Err(Problem::new(
                 format!("the engine runs containers of {:?}", info.os_type),
@@ -148,6 +150,15 @@ impl Facts {
                 .iter()
                 .any(|option| option.split(',').any(|part| part == format!("name={name}")))
         };
+        if let Some(own) = &standing.runtime
+            && !info.runtimes.contains_key(own)
+        {
+            let known: Vec<_> = info.runtimes.keys().map(String::as_str).collect();
+            return Err(Problem::new(
+                format!("runtime: the engine has no runtime {own:?}"),
+                format!("choose one of {}", known.join(", ")),
+            ));
+        }
         let mut classes = BTreeMap::new();
         for (name, runtime) in &info.runtimes {
             classes.insert(name.clone(), name.clone());
@@ -192,9 +203,25 @@ impl Facts {
             facts.classes.keys().cloned().collect::<Vec<_>>().join(", "),
             info.default_runtime
         ));
-        let plain = capabilities(&info, &facts, standing, option("seccomp"), false);
-        let sandboxed = capabilities(&info, &facts, standing, option("seccomp"), true);
-        for (name, support) in plain.entries() {
+        let of_runtime = |name: &str| {
+            let runtime = info.runtimes.get(name);
+            let gvisor = runtime.is_some_and(|runtime| is_gvisor(name, runtime));
+            let capabilities = capabilities(&info, &facts, standing, option("seccomp"), gvisor);
+            if !runtime.is_some_and(ignores_profiles) {
+                return capabilities;
+            }
+            let refused = Support::refused(
+                "gVisor leaves seccomp profiles aside unless it is told to",
+                "add \"--oci-seccomp\" to the runtimeArgs of the runtime in the engine's daemon.json",
+            );
+            capabilities.with_seccomp(refused.clone()).with_seccomp_profile(refused)
+        };
+        let own = standing.runtime.as_deref().unwrap_or(&info.default_runtime);
+        let mut all = of_runtime(own);
+        for (class, runtime) in &facts.classes {
+            all = all.with_runtime_class(class.clone(), of_runtime(runtime));
+        }
+        for (name, support) in all.entries() {
             if let Support::Refused { reason, remedy } = support
                 && matches!(name, "memory_limit" | "cpu_limit" | "pids_limit" | "seccomp")
             {
@@ -202,18 +229,6 @@ impl Facts {
                     .problems
                     .push(Problem::new(format!("{name}: {reason}"), remedy.clone()));
             }
-        }
-        let mut all = if facts.default_class.is_some() {
-            sandboxed.clone()
-        } else {
-            plain.clone()
-        };
-        for (class, runtime) in &facts.classes {
-            let gvisor = info
-                .runtimes
-                .get(runtime)
-                .is_some_and(|found| is_gvisor(runtime, found));
-            all = all.with_runtime_class(class.clone(), if gvisor { sandboxed.clone() } else { plain.clone() });
         }
         facts.capabilities = all;
         Ok(facts)
@@ -248,8 +263,15 @@ fn is_gvisor(name: &str, runtime: &EngineRuntime) -> bool {
     name == GVISOR || name == "runsc" || program == "runsc" || runtime.kind.starts_with("io.containerd.runsc.")
 }
 
+/// Whether this is gVisor without the option that makes it keep to seccomp profiles. How a shim of containerd's is
+/// configured cannot be seen from here; what is read back tells.
+fn ignores_profiles(runtime: &EngineRuntime) -> bool {
+    let told = |arg: &String| arg.trim_start_matches('-').starts_with("oci-seccomp");
+    runtime.path.rsplit('/').next() == Some("runsc") && !runtime.args.iter().any(told)
+}
+
 /// What is assumed of an engine that could not be asked yet. Whatever needs it asks it first, and is refused then.
-pub(crate) fn assumed(standing: Standing) -> RuntimeCapabilities {
+pub(crate) fn assumed(standing: &Standing) -> RuntimeCapabilities {
     let info = Info {
         memory_limit: true,
         cpu_cfs_quota: true,
@@ -272,7 +294,7 @@ pub(crate) fn assumed(standing: Standing) -> RuntimeCapabilities {
     capabilities(&info, &facts, standing, true, false)
 }
 
-fn capabilities(info: &Info, facts: &Facts, standing: Standing, seccomp: bool, gvisor: bool) -> RuntimeCapabilities {
+fn capabilities(info: &Info, facts: &Facts, standing: &Standing, seccomp: bool, gvisor: bool) -> RuntimeCapabilities {
     let limit = |has: bool, field: &str, controller: &str| {
         if has {
             return Support::Enforced;
@@ -316,11 +338,9 @@ fn capabilities(info: &Info, facts: &Facts, standing: Standing, seccomp: bool, g
     RuntimeCapabilities::none()
         .with_memory_limit(limit(info.memory_limit, "memory_mb", "memory"))
         .with_cpu_limit(limit(info.cpu_cfs_quota, "cpu_cores", "cpu"))
+        // gVisor's own kernel counts its processes.
         .with_pids_limit(if gvisor {
-            Support::refused(
-                "gVisor's kernel does not count processes against the limit of the host",
-                "set pids_limit to null; memory_mb bounds what processes can cost",
-            )
+            Support::Enforced
         } else {
             limit(info.pids_limit, "pids_limit", "pids")
         })
@@ -379,7 +399,7 @@ mod tests {
 
     const OLD: &str = r#"{"MemoryLimit":true,"SwapLimit":true,"CpuCfsPeriod":true,"CpuCfsQuota":true,"PidsLimit":true,
         "SecurityOptions":["name=seccomp,profile=default"],"CgroupVersion":"1","CgroupDriver":"cgroupfs","OSType":"linux",
-        "Runtimes":{"runc":{"path":"runc"},"runsc":{"path":"/usr/bin/runsc","runtimeArgs":["--x"]}},"DefaultRuntime":"runc",
+        "Runtimes":{"runc":{"path":"runc"},"runsc":{"path":"/usr/bin/runsc","runtimeArgs":["--oci-seccomp"]},"runsc-plain":{"path":"/usr/bin/runsc"}},"DefaultRuntime":"runc",
         "Driver":"overlay2","Swarm":{"NodeID":""},"Warnings":null,"CDISpecDirs":null}"#;
     const ROOTLESS: &str = r#"{"MemoryLimit":false,"CPUCfsQuota":false,"SecurityOptions":["name=rootless","name=cgroupns"],
         "CgroupVersion":"1","CgroupDriver":"none","OSType":"linux","Runtimes":null,"DefaultRuntime":"runc","Future":{"x":[1]}}"#;
@@ -387,10 +407,11 @@ mod tests {
     const HERE: Standing = Standing {
         local: true,
         root: false,
+        runtime: None,
     };
 
     fn facts(info: &str, standing: Standing) -> Facts {
-        Facts::new(&Version::default(), 41, serde_json::from_str(info).unwrap(), standing).unwrap()
+        Facts::new(&Version::default(), 41, serde_json::from_str(info).unwrap(), &standing).unwrap()
     }
 
     #[test]
@@ -411,11 +432,14 @@ mod tests {
     fn classes_are_the_engines_runtimes_and_gvisor() {
         let facts = facts(OLD, HERE);
         let classes: Vec<_> = facts.classes.iter().map(|(class, name)| (&**class, &**name)).collect();
-        assert_eq!(classes, [("gvisor", "runsc"), ("runc", "runc"), ("runsc", "runsc")]);
+        assert_eq!(
+            &classes[..3],
+            [("gvisor", "runsc"), ("runc", "runc"), ("runsc", "runsc")]
+        );
+        let plain = facts.capabilities().of_class(Some("runsc-plain")).unwrap().clone();
+        assert!(!plain.seccomp.is_enforced() && plain.pids_limit.is_enforced());
         let capabilities = facts.capabilities();
-        assert!(capabilities.pids_limit.is_enforced());
-        assert!(!capabilities.of_class(Some("gvisor")).unwrap().pids_limit.is_enforced());
-        assert!(capabilities.of_class(Some("runc")).unwrap().pids_limit.is_enforced());
+        assert!(capabilities.of_class(Some("gvisor")).unwrap().pids_limit.is_enforced());
         assert!(
             capabilities
                 .of_class(Some("kata"))
@@ -445,11 +469,11 @@ mod tests {
 
     #[test]
     fn what_is_mounted_depends_on_where_the_engine_is_and_who_asks() {
-        let at = |local, root| facts(OLD, Standing { local, root }).capabilities();
+        let at = |local, root| facts(OLD, Standing { local, root, ..HERE }).capabilities();
         assert!(at(true, false).writable_bind_mounts.is_enforced());
         assert!(!at(true, true).writable_bind_mounts.is_enforced());
         assert!(at(true, true).bind_mounts.is_enforced());
         assert!(!at(false, false).bind_mounts.is_enforced());
-        assert!(assumed(HERE).memory_limit.is_enforced());
+        assert!(assumed(&HERE).memory_limit.is_enforced());
     }
 }

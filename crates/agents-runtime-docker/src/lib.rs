@@ -22,6 +22,7 @@ mod stats;
 mod streams;
 mod tls;
 mod transport;
+mod watch;
 
 pub use adapter::DockerRuntime;
 pub use config::{DockerConfig, DockerFactory};

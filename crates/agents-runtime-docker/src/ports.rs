@@ -95,8 +95,8 @@ async fn listen(listener: TcpListener, port: u16, engine: Arc<Engine>, id: Strin
 async fn carry(mut stream: TcpStream, port: u16, engine: &Engine, id: &str) -> Result<()> {
     let broken = |error| Error::io("the connection broke", error);
     stream.set_nodelay(true).map_err(broken)?;
-    let attached = engine.exec(id, agents_guest::connect_command(port)).await?.1;
-    let (connection, _) = streams::connection(attached);
+    let attached = engine.exec(id, agents_guest::connect_command(port)).await?;
+    let (connection, _) = streams::connection(attached, None);
     let mut inside = connection.connect().await?;
     tokio::io::copy_bidirectional(&mut stream, &mut inside)
         .await

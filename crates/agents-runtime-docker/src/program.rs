@@ -3,10 +3,10 @@
 //! A container without a process is made to fill it, whose name lets only one caller do so at a time. A second volume, empty,
 //! is the word that the first is complete.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use agents_core::{ErrorKind, Result};
-use agents_guest::{PROGRAM_DIR, PROGRAM_SHA256, program_archive};
+use agents_core::{Error, ErrorKind, Result};
+use agents_guest::{PROGRAM, PROGRAM_DIR, PROGRAM_MODE, PROGRAM_PATH, PROGRAM_SHA256};
 use bollard::models::{ContainerCreateBody, HostConfig, Mount, MountType};
 
 use crate::{engine::Engine, error};
@@ -15,34 +15,63 @@ use crate::{engine::Engine, error};
 const LABEL: &str = "isolated-agents.program";
 
 /// How old a container that fills the volume is when whoever made it must be gone, in seconds.
-const STALE: i64 = 120;
+const STALE: i64 = 30;
 
-/// The name of the volume.
-pub(crate) fn volume() -> String {
-    format!("agents-guest-{}", &PROGRAM_SHA256[..16])
+/// Who may read the program's file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Access {
+    /// Nobody: it can be executed alone, which makes its processes undumpable from their first instruction.
+    Execute,
+    /// Everybody, as gVisor demands, which loads programs with their users' rights.
+    Read,
 }
 
-fn ready() -> String {
-    format!("{}-ready", volume())
+impl Access {
+    /// What the container's kernel needs.
+    pub(crate) fn of_kernel(gvisor: bool) -> Self {
+        if gvisor { Self::Read } else { Self::Execute }
+    }
+
+    fn mode(self) -> u32 {
+        match self {
+            Self::Execute => PROGRAM_MODE,
+            Self::Read => 0o555,
+        }
+    }
+
+    fn volume(self) -> String {
+        let hash = &PROGRAM_SHA256[..16];
+        match self {
+            Self::Execute => format!("agents-guest-{hash}"),
+            Self::Read => format!("agents-guest-{hash}-read"),
+        }
+    }
+
+    fn ready(self) -> String {
+        format!("{}-ready", self.volume())
+    }
 }
 
 /// Makes sure that the volume is there and filled. The image is any that is on the engine.
-pub(crate) async fn ensure(engine: &Engine, image: &str) -> Result<()> {
+pub(crate) async fn ensure(engine: Arc<Engine>, access: Access, image: String) -> Result<()> {
     let begun = tokio::time::Instant::now();
     loop {
         let volumes = engine.volumes(&format!("{LABEL}={PROGRAM_SHA256}")).await?;
-        if [volume(), ready()].iter().all(|name| volumes.contains(name)) {
+        if [access.volume(), access.ready()]
+            .iter()
+            .all(|name| volumes.contains(name))
+        {
             return Ok(());
         }
-        let filler = format!("{}-fill", volume());
-        match engine.create(&filler, filling(image)).await {
+        let filler = format!("{}-fill", access.volume());
+        match engine.create(&filler, filling(access, &image)).await {
             Ok(id) => {
-                let filled = fill(engine, &id).await;
+                let filled = fill(&engine, access, &id).await;
                 let removed = engine.remove(&id).await;
                 return filled.and(removed);
             }
             Err(error) if error.kind() == ErrorKind::AlreadyExists && begun.elapsed() < engine.deadline() => {
-                clear(engine).await?;
+                clear(&engine).await?;
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
@@ -56,14 +85,28 @@ pub(crate) async fn ensure(engine: &Engine, image: &str) -> Result<()> {
     }
 }
 
-async fn fill(engine: &Engine, id: &str) -> Result<()> {
-    engine.upload(id, PROGRAM_DIR, program_archive().into()).await?;
-    engine.create_volume(&ready(), &[(LABEL, PROGRAM_SHA256)]).await
+async fn fill(engine: &Engine, access: Access, id: &str) -> Result<()> {
+    engine.upload(id, PROGRAM_DIR, archive(access.mode())?.into()).await?;
+    engine.create_volume(&access.ready(), &[(LABEL, PROGRAM_SHA256)]).await
+}
+
+/// The program as a file of root's.
+fn archive(mode: u32) -> Result<Vec<u8>> {
+    let mut header = tar::Header::new_ustar();
+    header.set_size(PROGRAM.len() as u64);
+    header.set_mode(mode);
+    let name = PROGRAM_PATH.rsplit('/').next().unwrap_or(PROGRAM_PATH);
+    let mut archive = tar::Builder::new(Vec::new());
+    archive
+        .append_data(&mut header, name, PROGRAM)
+        .and_then(|()| archive.into_inner())
+        .map_err(|error| Error::io("cannot pack the guest program", error))
 }
 
 /// Removes what was left by somebody who began to fill the volume and is gone, and says what.
 pub(crate) async fn clear(engine: &Engine) -> Result<Vec<String>> {
-    let now = jiff::Timestamp::now().as_second();
+    let offset = engine.known().map_or(0.0, |facts| facts.clock_offset);
+    let now = jiff::Timestamp::now().as_second() + offset as i64;
     let mut removed = Vec::new();
     for container in engine.list(&[LABEL.to_owned()]).await? {
         if now - container.created > STALE {
@@ -77,16 +120,16 @@ pub(crate) async fn clear(engine: &Engine) -> Result<Vec<String>> {
     Ok(removed)
 }
 
-fn filling(image: &str) -> ContainerCreateBody {
+fn filling(access: Access, image: &str) -> ContainerCreateBody {
     let labels = [(LABEL.to_owned(), PROGRAM_SHA256.to_owned())];
     let mount = Mount {
         read_only: Some(false),
-        ..mount()
+        ..mount(access)
     };
     ContainerCreateBody {
         image: Some(image.to_owned()),
         // It is never started, and an image may have no command.
-        entrypoint: Some(vec![agents_guest::PROGRAM_PATH.to_owned()]),
+        entrypoint: Some(vec![PROGRAM_PATH.to_owned()]),
         labels: Some(labels.into()),
         host_config: Some(HostConfig {
             network_mode: Some("none".to_owned()),
@@ -98,11 +141,11 @@ fn filling(image: &str) -> ContainerCreateBody {
 }
 
 /// The mount of the program in a container.
-pub(crate) fn mount() -> Mount {
+pub(crate) fn mount(access: Access) -> Mount {
     let labels = [(LABEL.to_owned(), PROGRAM_SHA256.to_owned())];
     Mount {
         target: Some(PROGRAM_DIR.to_owned()),
-        source: Some(volume()),
+        source: Some(access.volume()),
         typ: Some(MountType::VOLUME),
         read_only: Some(true),
         volume_options: Some(bollard::models::MountVolumeOptions {

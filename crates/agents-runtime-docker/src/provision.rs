@@ -9,12 +9,14 @@ use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
 use crate::{
     adapter::{Inner, late},
     container::Phase,
-    create::{self, LABEL_CREATION},
+    create::{self, LABEL_CREATION, Setting},
     engine::Engine,
     inspect::Inspected,
     ports::{self, Published},
-    program, readback,
+    program::{self, Access},
+    readback,
     streams::{self, Said},
+    watch::Watch,
 };
 
 /// What was made.
@@ -23,6 +25,8 @@ pub(crate) struct Made {
     pub(crate) effective: EffectiveState,
     pub(crate) phase: Phase,
     pub(crate) published: Option<Published>,
+    pub(crate) gvisor: bool,
+    pub(crate) watch: Option<Watch>,
 }
 
 /// How long is looked for a container whose creation was given up, since an engine may go on with it.
@@ -106,13 +110,26 @@ impl Attempt {
                 Some(class) => Some(facts.classes.get(class).cloned().ok_or_else(|| {
                     Error::unsupported(format!("runtime_class: the engine has no runtime {class:?}"))
                 })?),
-                None => inner.runtime.clone(),
+                None => engine.standing().runtime.clone(),
             };
         let image = inner.images.resolve(engine, &self.request).await?;
-        let plan = Plan::new(&self.request, Some(&image.config.user))?;
+        let mut plan = Plan::new(&self.request, Some(&image.config.user))?;
         let main = self.request.process.is_some();
-        let body = create::body(&plan, &image, facts, runtime.clone(), main, &self.creation)?;
-        self.ensure_program(&image.id).await?;
+        let gvisor = facts.is_gvisor(runtime.as_deref());
+        if gvisor {
+            plan = plan.with_processes_limited_inside();
+        }
+        let setting = Setting {
+            image: &image,
+            facts,
+            runtime: runtime.as_deref(),
+            gvisor,
+            pids: self.request.resources.pids,
+            main,
+            creation: &self.creation,
+        };
+        let body = create::body(&plan, &setting)?;
+        self.ensure_program(Access::of_kernel(gvisor), &image.id).await?;
         let (carrier, name) = (Arc::clone(engine), plan.name.clone());
         self.created = Created::Sent(tokio::spawn(async move { carrier.create(&name, body).await }));
         self.created.settle().await?;
@@ -120,12 +137,22 @@ impl Attempt {
             return Err(Error::unexpected("the container was not created"));
         };
         let id = id.clone();
-        let (mut connection, said) = streams::connection(engine.attach(&id).await?);
+        let (attached, watch) = tokio::join!(engine.attach(&id), async {
+            // Without a main process nothing runs yet that could end.
+            if main {
+                Watch::open(engine, &id).await.map(Some)
+            } else {
+                Ok(None)
+            }
+        });
+        let (attached, watch) = (attached?, watch?);
+        let news = watch.as_ref().map(Watch::news);
+        let (mut connection, said) = streams::connection(attached, news.as_ref());
         let started = engine.start(&id).await;
         if let Err(error) = started {
             if error.message().contains(agents_guest::PROGRAM_PATH) {
                 // Somebody has removed the volume meanwhile.
-                *inner.program.lock().await = false;
+                inner.program.lock().await.clear();
                 return Err(error.temporary(None));
             }
             return Err(error);
@@ -140,7 +167,6 @@ impl Attempt {
             Err(_) => return Err(late(engine, "the container's guest program did not answer")),
         };
         let inspected = inspected?;
-        let gvisor = facts.is_gvisor(runtime.as_deref());
         let mut effective = readback::effective(&plan, &report, &inspected, runtime.as_deref(), gvisor)?;
         let published = if plan.ingress_ports.is_empty() {
             None
@@ -158,6 +184,8 @@ impl Attempt {
             effective,
             phase,
             published,
+            gvisor,
+            watch,
         })
     }
 
@@ -173,11 +201,15 @@ impl Attempt {
         Ok(report)
     }
 
-    async fn ensure_program(&self, image: &str) -> Result<()> {
+    async fn ensure_program(&self, access: Access, image: &str) -> Result<()> {
         let mut there = self.inner.program.lock().await;
-        if !*there {
-            program::ensure(&self.inner.engine, image).await?;
-            *there = true;
+        if !there.contains(&access) {
+            // In a task of its own, which is not left in the middle when nobody waits any more.
+            let ensured = program::ensure(Arc::clone(&self.inner.engine), access, image.to_owned());
+            tokio::spawn(ensured)
+                .await
+                .unwrap_or_else(|_| Err(Error::unexpected("the copying of the guest program was shut down")))?;
+            there.insert(access);
         }
         Ok(())
     }

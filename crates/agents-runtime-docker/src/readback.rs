@@ -85,7 +85,9 @@ pub(crate) fn effective(
     }
     let limit = |value: u64| (value > 0).then_some(value);
     state.memory_bytes = weaker(limit(host.memory), state.memory_bytes);
-    state.pids = weaker(u64::try_from(host.pids_limit).ok().and_then(limit), state.pids);
+    if !gvisor {
+        state.pids = weaker(u64::try_from(host.pids_limit).ok().and_then(limit), state.pids);
+    }
     let cores = if host.cpu_quota > 0 {
         let period = if host.cpu_period == 0 { 100_000 } else { host.cpu_period };
         Some(host.cpu_quota as f64 / period as f64)

@@ -10,7 +10,7 @@ use bollard::container::LogOutput;
 use futures_util::{StreamExt, future};
 use tokio_util::io::StreamReader;
 
-use crate::{engine::Attached, error::one_line};
+use crate::{engine::Attached, error::one_line, watch::News};
 
 /// What was said besides, by the engine or by its runtime: the reason when a program could not be started.
 #[derive(Clone, Debug, Default)]
@@ -33,8 +33,9 @@ impl Said {
     }
 }
 
-/// Takes the engine's framing off. The guest's frames come on standard output alone.
-pub(crate) fn connection(attached: Attached) -> (Connection, Said) {
+/// Takes the engine's framing off. The guest's frames come on standard output alone. They end with the container even when
+/// the engine keeps the stream open.
+pub(crate) fn connection(attached: Attached, news: Option<&News>) -> (Connection, Said) {
     let said = Said::default();
     let besides = said.clone();
     let bytes = attached.output.filter_map(move |message| {
@@ -48,5 +49,9 @@ pub(crate) fn connection(attached: Attached) -> (Connection, Said) {
             Err(error) => Some(Err(io::Error::other(error))),
         })
     });
-    (Connection::new(StreamReader::new(bytes.boxed()), attached.input), said)
+    let bytes = match news {
+        Some(news) => bytes.take_until(Box::pin(news.ended())).boxed(),
+        None => bytes.boxed(),
+    };
+    (Connection::new(StreamReader::new(bytes), attached.input), said)
 }

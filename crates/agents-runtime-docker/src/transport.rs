@@ -41,7 +41,7 @@ enum Target {
     Unix(PathBuf),
     Tcp(String, u16),
     Tls(String, u16, Box<(TlsConnector, ServerName<'static>)>),
-    Ssh(Forward),
+    Ssh(Box<Forward>),
 }
 
 impl std::fmt::Debug for Target {
@@ -75,7 +75,7 @@ impl Transport {
                 let connector = TlsConnector::from(Arc::new(tls::client(folder)?));
                 Target::Tls(host.clone(), *port, Box::new((connector, name)))
             }
-            Endpoint::Ssh(target) => Target::Ssh(Forward::new(target.clone())),
+            Endpoint::Ssh(target) => Target::Ssh(Box::new(Forward::new(target.clone()))),
         };
         Ok(Self {
             target,
