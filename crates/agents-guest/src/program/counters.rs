@@ -30,6 +30,11 @@ impl Counters {
         Some(self.out_of_memory? > before.out_of_memory?)
     }
 
+    /// Whether refused processes are counted at all.
+    pub(super) fn counts_processes(self) -> bool {
+        self.pids_refused.is_some()
+    }
+
     /// Whether a process was refused since then.
     pub(super) fn pids_refused_since(self, before: Self) -> Option<bool> {
         Some(self.pids_refused? > before.pids_refused?)

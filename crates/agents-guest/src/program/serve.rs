@@ -162,8 +162,13 @@ impl Server {
         while rustix::io::read(&self.children, &mut bytes).is_ok_and(|read| read > 0) {}
         while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
             if let Some(running) = self.running.as_mut().filter(|running| running.pid == pid) {
-                running.ended = Some(status_of(status));
-                running.processes_used_up = setup::processes_are_used_up();
+                let status = status_of(status);
+                // Looked for before anything else ends, and only where it explains something that no cgroup counts: it takes
+                // a look at every process.
+                if status != Status::Code(0) && !running.before.counts_processes() {
+                    running.processes_used_up = setup::processes_are_used_up();
+                }
+                running.ended = Some(status);
             }
         }
     }
