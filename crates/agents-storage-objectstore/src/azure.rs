@@ -284,6 +284,7 @@ impl Factory for AzureFactory {
         Ok(Arc::new(CloudStorage::new(Service {
             adapter_type: TYPE,
             sweep: Arc::new(Blocks(Arc::clone(&store))),
+            signer: Arc::clone(&store) as _,
             store,
             renew: None,
             root,

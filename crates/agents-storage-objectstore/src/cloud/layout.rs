@@ -21,6 +21,9 @@ const UPLOADS: &str = ".uploads";
 /// The longest component: gateways over a file system allow no more.
 const COMPONENT_MAX: usize = 255;
 
+/// How much of a longer name is kept before its digest.
+const HEAD_MAX: usize = 160;
+
 /// The longest `<file>` that is kept; a longer one would not leave room in the 1024 bytes of a key.
 const FILE_MAX: usize = 200;
 
@@ -222,16 +225,14 @@ pub(crate) fn folder_of(name: &ArtifactName) -> String {
     }
     let mut hasher = Hasher::new();
     hasher.update(name.as_str().as_bytes());
-    let mut end = 160;
-    while !escaped.is_char_boundary(end) {
-        end -= 1;
+    let mut head = String::new();
+    for c in name.as_str().chars() {
+        let next = escape_char(c);
+        if head.len() + next.len() > HEAD_MAX {
+            break;
+        }
+        head.push_str(&next);
     }
-    // An escape that was cut in two would end with `~` or `~` and one digit.
-    let head = &escaped[..end];
-    let head = match head.rfind('~') {
-        Some(at) if head.len() - at < 3 => &head[..at],
-        _ => head,
-    };
     format!("{head}{DIGEST_MARK}{}", hasher.finish())
 }
 
@@ -239,7 +240,8 @@ pub(crate) fn folder_of(name: &ArtifactName) -> String {
 pub(crate) fn name_of(folder: &str) -> Option<Option<ArtifactName>> {
     if let Some((head, digest)) = folder.split_once(DIGEST_MARK) {
         let hexadecimal = digest.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        return (digest.len() == 64 && hexadecimal && is_component(head)).then_some(None);
+        // The head goes on, so a dot at its end is not that of a component.
+        return (digest.len() == 64 && hexadecimal && is_component(&format!("{head}x"))).then_some(None);
     }
     let name = ArtifactName::new(unescape(folder)?).ok()?;
     (folder_of(&name) == folder).then_some(Some(name))
@@ -258,19 +260,24 @@ fn is_component(text: &str) -> bool {
 }
 
 fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for (at, c) in text.char_indices() {
-        // Azure drops a dot at the end of a component.
-        let last_dot = c == '.' && at + 1 == text.len();
-        if c.is_alphanumeric() || matches!(c, '-' | '_') || (c == '.' && !last_dot) {
-            out.push(c);
-        } else {
-            for byte in c.encode_utf8(&mut [0; 4]).bytes() {
-                out.push_str(&format!("~{byte:02X}"));
-            }
-        }
+    let mut out: String = text.chars().map(escape_char).collect();
+    // Azure drops a dot at the end of a component.
+    if out.ends_with('.') {
+        out.pop();
+        out.push_str("~2E");
     }
     out
+}
+
+fn escape_char(c: char) -> String {
+    if c.is_alphanumeric() || matches!(c, '-' | '_' | '.') {
+        return c.to_string();
+    }
+    let mut bytes = [0; 4];
+    c.encode_utf8(&mut bytes)
+        .bytes()
+        .map(|byte| format!("~{byte:02X}"))
+        .collect()
 }
 
 fn unescape(text: &str) -> Option<String> {
@@ -318,7 +325,7 @@ mod tests {
             assert!(!folder.contains('/') && !folder.ends_with('.'));
             match name_of(&folder).unwrap() {
                 Some(back) => assert_eq!(back, name),
-                None => assert!(folder.len() > 160),
+                None => assert!(folder.contains(DIGEST_MARK)),
             }
             assert!(folders.insert(folder), "{name} shares its folder");
             for id in [None, Some(new_id())] {

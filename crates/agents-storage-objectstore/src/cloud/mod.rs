@@ -42,9 +42,9 @@ pub(crate) use self::{record::Keys, sign::SignedUploads};
 const LOOKS: usize = 32;
 
 /// What a client of one service can do.
-pub(crate) trait Store: ObjectStore + Signer + PaginatedListStore {}
+pub(crate) trait Store: ObjectStore + PaginatedListStore {}
 
-impl<T: ObjectStore + Signer + PaginatedListStore> Store for T {}
+impl<T: ObjectStore + PaginatedListStore> Store for T {}
 
 /// Removes what an upload to this key left behind when it was never completed.
 #[async_trait]
@@ -65,6 +65,7 @@ pub(crate) struct Service {
     /// The type, as in a configuration.
     pub(crate) adapter_type: &'static str,
     pub(crate) store: Arc<dyn Store>,
+    pub(crate) signer: Arc<dyn Signer>,
     pub(crate) sweep: Arc<dyn Sweep>,
     pub(crate) renew: Option<Arc<dyn Renew>>,
     pub(crate) root: Root,

@@ -56,7 +56,7 @@ impl Service {
             },
         };
         let path = self.root.path(&content.key());
-        let sign = || self.store.signed_url(Method::GET, &path, expires_in);
+        let sign = || self.signer.signed_url(Method::GET, &path, expires_in);
         let url = self.call(sign).await.map_err(|error| self.error(&error))?;
         Ok(url.into())
     }
@@ -114,7 +114,7 @@ impl Service {
         }
         let path = self.root.path(&place.key());
         let sign = || {
-            self.store
+            self.signer
                 .signed_url_opts(Method::PUT, &path, request.expires_in, &options)
         };
         let url = self.call(sign).await.map_err(|error| self.error(&error))?;

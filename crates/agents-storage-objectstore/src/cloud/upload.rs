@@ -25,8 +25,8 @@ use crate::digest::{Hasher, check_announced};
 /// The size of a part, unless the content needs larger ones. A smaller content is stored in one request.
 pub(crate) const PART: u64 = 8 << 20;
 
-/// The most that the parts on their way may hold together.
-const IN_FLIGHT: u64 = 3 * PART;
+/// The most that the parts on their way and the one that fills may hold together, unless a part is larger than half of it.
+const BUFFER: u64 = 4 * PART;
 
 /// S3 and GCS allow 10,000 parts.
 const PARTS_MAX: u64 = 10_000;
@@ -257,9 +257,8 @@ impl Upload {
             let (part, last) = next;
             let size = part.content_length() as u64;
             if size > 0 {
-                while state.parts.len() as u64 * size.max(PART) > IN_FLIGHT.saturating_sub(size)
-                    && !state.parts.is_empty()
-                {
+                let in_flight = (BUFFER / size.max(PART)).saturating_sub(1).max(1);
+                while state.parts.len() as u64 >= in_flight {
                     joined(&mut state.parts, &service).await?;
                 }
                 state.parts.spawn(multipart.put_part(part));
@@ -427,6 +426,6 @@ mod tests {
         }
         let total: u64 = (0..PARTS_MAX).map(|index| part_size(None, index)).sum();
         assert!(total > 117 << 30);
-        assert!(part_size(None, PARTS_MAX) < IN_FLIGHT);
+        assert!(part_size(None, PARTS_MAX) <= BUFFER / 2);
     }
 }

@@ -274,6 +274,7 @@ impl Factory for S3Factory {
         headers.push(("if-none-match".to_owned(), "*".to_owned()));
         Ok(Arc::new(CloudStorage::new(Service {
             adapter_type: TYPE,
+            signer: Arc::clone(&store) as _,
             store,
             sweep: Arc::new(sweep),
             renew: Some(renew),

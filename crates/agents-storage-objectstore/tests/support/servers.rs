@@ -7,6 +7,8 @@ use agents_storage_objectstore::{AzureFactory, GcsFactory, S3Factory};
 use agents_testkit::storage::StorageFixture;
 use serde_json::{Value, json};
 
+use super::gcs_xml;
+
 /// A server of one of the three clouds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Server {
@@ -25,7 +27,7 @@ impl Server {
             Self::Versitygw => "versitygw",
             Self::Minio => "minio",
             Self::Azurite => "azurite",
-            Self::FakeGcs => "fake-gcs-server",
+            Self::FakeGcs => "fake-gcs",
         }
     }
 
@@ -84,6 +86,13 @@ impl Server {
     }
 }
 
+/// A variable of the environment that `cargo xtask services env` gives.
+pub fn variable(name: &str) -> String {
+    env::var(name).unwrap_or_else(|_| {
+        panic!("{name} is not set: run `cargo xtask services up`, then `eval \"$(cargo xtask services env)\"`")
+    })
+}
+
 fn get(server: Server, suffix: &str) -> Result<String, String> {
     let variable = format!("{}{suffix}", server.variable());
     let name = server.name();
@@ -110,10 +119,18 @@ pub fn prefix() -> String {
     format!("tests/{}", uuid::Uuid::now_v7().simple())
 }
 
+/// Storage for the conformance suite.
 pub async fn fixture(server: Server) -> Result<StorageFixture, Box<dyn Error>> {
-    let storage = server.storage(json!({ "prefix": prefix() })).await?;
-    let other = server.storage(json!({ "prefix": prefix() })).await?;
-    Ok(StorageFixture::new(storage).with_other(other))
+    let mut one = json!({ "prefix": prefix() });
+    let mut two = json!({ "prefix": prefix() });
+    if server != Server::FakeGcs {
+        return Ok(StorageFixture::new(server.storage(one).await?).with_other(server.storage(two).await?));
+    }
+    let front = gcs_xml::start(&server.endpoint()?).await;
+    one["endpoint"] = front.url.clone().into();
+    two["endpoint"] = front.url.clone().into();
+    let fixture = StorageFixture::new(server.storage(one).await?).with_other(server.storage(two).await?);
+    Ok(fixture.keeping(front))
 }
 
 #[derive(Debug)]
@@ -123,7 +140,10 @@ struct Environment;
 impl SecretResolver for Environment {
     async fn resolve(&self, reference: &SecretRef) -> Result<SecretBytes> {
         let missing = || agents_core::Error::not_found(format!("{reference} is not set"));
-        let value = env::var(reference.key()).map_err(|_| missing())?;
+        let value = match reference.provider() {
+            "file" => std::fs::read(reference.key()).map_err(|_| missing())?,
+            _ => env::var(reference.key()).map_err(|_| missing())?.into_bytes(),
+        };
         Ok(SecretBytes::new(value))
     }
 }

@@ -1,5 +1,7 @@
 //! Artifacts in a bucket of Google Cloud Storage.
 
+mod sign;
+
 use std::{
     fmt,
     sync::Arc,
@@ -12,11 +14,14 @@ use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION};
 use object_store::{
     CredentialProvider, StaticCredentialProvider,
     client::{HttpConnector, HttpRequest},
-    gcp::{GcpCredential, GcpCredentialProvider, GcpSigningCredential, GoogleCloudStorageBuilder, ServiceAccountKey},
+    gcp::{
+        GcpCredential, GcpCredentialProvider, GcpSigningCredential, GcpSigningCredentialProvider,
+        GoogleCloudStorageBuilder,
+    },
 };
-use serde::Deserialize;
 use tokio::sync::Mutex;
 
+use self::sign::{Signing, UrlSigner, service_account};
 use crate::cloud::{
     CloudStorage, Keys, Service, SignedUploads,
     config::{cloud_config, refused, text},
@@ -111,36 +116,6 @@ impl GcsConfig {
     }
 }
 
-/// The part of a service account's key that must be good.
-#[derive(Deserialize)]
-struct ServiceAccount {
-    #[serde(default)]
-    r#type: String,
-    #[serde(default)]
-    client_email: String,
-    #[serde(default)]
-    private_key: String,
-}
-
-/// The library takes nonsense for a key and fails with the first request, so it is looked at here.
-fn check_service_account(json: &str) -> Result<()> {
-    let bad = |why: &str| Err(Error::invalid(format!("the secret of service_account {why}")));
-    // serde quotes what it cannot read, so its error is not passed on.
-    let Ok(account) = serde_json::from_str::<ServiceAccount>(json) else {
-        return bad("must be a service account's key in JSON");
-    };
-    if account.r#type != "service_account" {
-        return bad("must have \"type\": \"service_account\"; other kinds belong to GOOGLE_APPLICATION_CREDENTIALS");
-    }
-    if !account.client_email.contains('@') {
-        return bad("has no client_email");
-    }
-    if ServiceAccountKey::from_pem(account.private_key.as_bytes()).is_err() {
-        return bad("has no private_key that is an RSA key in PEM");
-    }
-    Ok(())
-}
-
 /// A token that something else keeps fresh.
 struct Token {
     secrets: Arc<dyn SecretResolver>,
@@ -188,6 +163,62 @@ impl CredentialProvider for Token {
     }
 }
 
+/// The application default credentials that are a file.
+enum DefaultCredentials {
+    /// The key of a service account, in JSON.
+    ServiceAccount(String),
+    /// What `gcloud auth application-default login` left, by its path.
+    User(String),
+}
+
+impl DefaultCredentials {
+    /// Looks where Google's own clients look.
+    ///
+    /// # Errors
+    ///
+    /// `ConfigInvalid` for a file that `GOOGLE_APPLICATION_CREDENTIALS` names and that cannot be used.
+    fn find() -> Result<Option<Self>> {
+        let named = std::env::var("GOOGLE_APPLICATION_CREDENTIALS").ok();
+        let path = match &named {
+            Some(path) => path.into(),
+            None => {
+                let home = std::env::var_os("HOME").unwrap_or_default();
+                std::path::Path::new(&home).join(".config/gcloud/application_default_credentials.json")
+            }
+        };
+        let fault = |error: Error| error.with_context("file", path.display());
+        let json = match std::fs::read_to_string(&path) {
+            Ok(json) => json,
+            Err(_) if named.is_none() => return Ok(None),
+            Err(error) => {
+                return Err(fault(Error::io(
+                    "cannot read the file of GOOGLE_APPLICATION_CREDENTIALS",
+                    error,
+                )));
+            }
+        };
+        #[derive(serde::Deserialize)]
+        struct Kind {
+            #[serde(default)]
+            r#type: String,
+        }
+        let kind = serde_json::from_str::<Kind>(&json)
+            .map(|kind| kind.r#type)
+            .unwrap_or_default();
+        match kind.as_str() {
+            "service_account" => Ok(Some(Self::ServiceAccount(json))),
+            "authorized_user" => Ok(Some(Self::User(path.display().to_string()))),
+            "external_account" => Err(fault(Error::unsupported(
+                "workload identity federation (\"type\": \"external_account\") is not built in; let `gcloud auth \
+                 print-access-token` or a token service write an access token, and give it as access_token",
+            ))),
+            _ => Err(fault(Error::invalid(
+                "the application default credentials must be a service account's key or a login of gcloud",
+            ))),
+        }
+    }
+}
+
 /// Makes the storage of `type: gcs`.
 #[derive(Debug)]
 pub struct GcsFactory;
@@ -222,9 +253,10 @@ impl Factory for GcsFactory {
             .with_http_connector(connector.clone())
             .with_retry(config.retry.build());
         let mut unsigned = None;
+        let mut key = None;
         if let Some(reference) = &config.service_account {
             let json = text("service_account", &context.secrets.resolve(reference).await?)?;
-            check_service_account(&json)?;
+            key = Some(service_account(&json)?);
             builder = builder.with_service_account_key(json);
         } else if let Some(reference) = &config.access_token {
             let token = Token {
@@ -237,15 +269,21 @@ impl Factory for GcsFactory {
             if config.signing_account.is_none() {
                 unsigned = Some("an access token cannot sign URLs; set signing_account, or use service_account");
             }
-        } else if let Ok(path) = std::env::var("GOOGLE_APPLICATION_CREDENTIALS") {
-            builder = builder.with_application_credentials(path);
-        }
-        if let Some(email) = &config.signing_account {
-            let signing = GcpSigningCredential {
-                email: email.clone(),
-                private_key: None,
-            };
-            builder = builder.with_signing_credentials(Arc::new(StaticCredentialProvider::new(signing)));
+        } else {
+            match DefaultCredentials::find()? {
+                Some(DefaultCredentials::ServiceAccount(json)) => {
+                    key = Some(service_account(&json)?);
+                    builder = builder.with_service_account_key(json);
+                }
+                Some(DefaultCredentials::User(path)) => {
+                    builder = builder.with_application_credentials(path);
+                    if config.signing_account.is_none() {
+                        unsigned = Some("a person's credentials cannot sign URLs; set signing_account");
+                    }
+                }
+                // The metadata server of the machine or of GKE.
+                None => {}
+            }
         }
         let store = Arc::new(builder.build().map_err(|error| refused(TYPE, &error))?);
         let sweep = XmlSweep {
@@ -254,8 +292,28 @@ impl Factory for GcsFactory {
             bucket_url: format!("{endpoint}/{}", config.bucket),
             authorize: Box::new(Bearer(Arc::clone(store.credentials()))),
         };
+        let signing = match (key, &config.signing_account) {
+            (Some(key), _) => Signing::Key(key),
+            (None, email) => Signing::Iam {
+                account: match email {
+                    Some(email) => Arc::new(StaticCredentialProvider::new(GcpSigningCredential {
+                        email: email.clone(),
+                        private_key: None,
+                    })) as GcpSigningCredentialProvider,
+                    None => Arc::clone(store.signing_credentials()),
+                },
+                credentials: Arc::clone(store.credentials()),
+                client: connector.connect(&client).map_err(|error| refused(TYPE, &error))?,
+            },
+        };
+        let signer = UrlSigner {
+            endpoint: endpoint.to_owned(),
+            bucket: config.bucket.clone(),
+            signing,
+        };
         Ok(Arc::new(CloudStorage::new(Service {
             adapter_type: TYPE,
+            signer: Arc::new(signer),
             store,
             sweep: Arc::new(sweep),
             renew: None,
@@ -293,24 +351,6 @@ impl Authorize for Bearer {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn nonsense_keys_are_refused_at_once_and_not_quoted() {
-        let pem = "-----BEGIN PRIVATE KEY-----\\nhunter2\\n-----END PRIVATE KEY-----";
-        for json in [
-            "hunter2".to_owned(),
-            "{}".to_owned(),
-            r#"{"type": "authorized_user", "refresh_token": "hunter2"}"#.to_owned(),
-            r#"{"type": "service_account", "private_key": "hunter2"}"#.to_owned(),
-            r#"{"type": "service_account", "client_email": "a@b", "private_key": "hunter2"}"#.to_owned(),
-            format!(r#"{{"type": "service_account", "client_email": "a@b", "private_key": "{pem}"}}"#),
-        ] {
-            let error = check_service_account(&json).unwrap_err();
-            assert_eq!(error.kind(), agents_core::ErrorKind::ConfigInvalid);
-            assert!(error.message().contains("service_account"));
-            assert!(!error.report().contains("hunter2"), "{}", error.report());
-        }
-    }
 
     #[test]
     fn bad_fields_are_named() {
