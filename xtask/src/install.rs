@@ -1,5 +1,6 @@
 //! `cargo xtask install`: the Debian packages that tests and benchmarks need.
 
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use crate::args::Args;
@@ -82,6 +83,8 @@ fn install(packages: &[&str]) -> Result<()> {
         return Ok(());
     }
     println!("installing {}", packages.join(" "));
+    // Some packages would start a server of their own, for the whole machine.
+    let _quiet = NoServers::begin()?;
     let arguments = |command: &mut Command| {
         command
             .args([
@@ -105,6 +108,32 @@ fn install(packages: &[&str]) -> Result<()> {
     arguments(&mut command);
     sh::run(&mut command)
 }
+
+/// While it lives, packages that are installed start no servers, as Debian's policy has it for those who say so.
+struct NoServers;
+
+impl NoServers {
+    /// Nothing when the machine has a policy already.
+    fn begin() -> Result<Option<Self>> {
+        if Path::new(POLICY).exists() {
+            return Ok(None);
+        }
+        let script = format!("printf '#!/bin/sh\\nexit 101\\n' > {POLICY} && chmod 755 {POLICY}");
+        sh::run(privileged("sh", &[])?.args(["-c", &script]))?;
+        Ok(Some(Self))
+    }
+}
+
+impl Drop for NoServers {
+    fn drop(&mut self) {
+        if let Ok(mut command) = privileged("rm", &[]) {
+            let _ = sh::run(command.arg(POLICY));
+        }
+    }
+}
+
+/// Asked before a package starts a server; 101 is a no.
+const POLICY: &str = "/usr/sbin/policy-rc.d";
 
 /// Refreshes the package lists.
 pub(crate) fn update() -> Result<()> {

@@ -17,7 +17,6 @@ pub(super) struct Program {
     package: &'static str,
     version: &'static str,
     tags: &'static str,
-    ldflags: &'static str,
     cgo: bool,
 }
 
@@ -29,7 +28,6 @@ impl Program {
             package,
             version,
             tags: "",
-            ldflags: "-s -w",
             cgo: false,
         }
     }
@@ -37,12 +35,6 @@ impl Program {
     /// Build tags, separated by commas.
     pub(super) const fn tags(mut self, tags: &'static str) -> Self {
         self.tags = tags;
-        self
-    }
-
-    /// Flags for the linker, such as `-X main.version=1`, instead of those that leave out debug symbols.
-    pub(super) const fn ldflags(mut self, ldflags: &'static str) -> Self {
-        self.ldflags = ldflags;
         self
     }
 
@@ -71,9 +63,8 @@ impl Program {
         if !self.tags.is_empty() {
             arguments.push(format!("-tags={}", self.tags));
         }
-        if !self.ldflags.is_empty() {
-            arguments.push(format!("-ldflags={}", self.ldflags));
-        }
+        // Debug symbols double the size.
+        arguments.push("-ldflags=-s -w".to_owned());
         arguments.push(format!("{}@{}", self.package, self.version));
         arguments
     }
@@ -134,7 +125,6 @@ mod tests {
             plain.recipe(),
             Program::new("a", "example.org/a", "v1").cgo().recipe(),
             Program::new("a", "example.org/a", "v1").tags("seccomp").recipe(),
-            Program::new("a", "example.org/a", "v1").ldflags("-X main.v=1").recipe(),
         ];
         for (index, recipe) in recipes.iter().enumerate() {
             assert!(!recipes[..index].contains(recipe), "{recipe}");

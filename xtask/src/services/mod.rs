@@ -174,31 +174,56 @@ pub(crate) fn run(mut args: Args) -> Result<ExitCode> {
 
 /// Starts the named servers, or the default tier, and returns the names of those that did not run before.
 pub(crate) fn up(names: &[String]) -> Result<Vec<String>> {
-    let store = Store::open(paths::services_state()?)?;
-    let servers = choose(names)?;
-    // Before the lock, because a first build takes minutes and nobody else should wait for it.
-    let cache = paths::cache()?.join("services");
-    let programs: Vec<_> = servers
-        .iter()
-        .map(|server| server.install(&cache))
-        .collect::<Result<_>>()?;
-    let _lock = lock::exclusive(store.folder())?;
+    let (started, outcome) = start_each(choose(names)?);
+    outcome.map(|()| started)
+}
+
+/// Starts every server there is. Those that did not run before are named even if others could not be started.
+pub(crate) fn up_all() -> (Vec<String>, Result<()>) {
+    start_each(all())
+}
+
+/// One that cannot be started keeps no other from being started.
+fn start_each(servers: Vec<&'static dyn Server>) -> (Vec<String>, Result<()>) {
     let mut started = Vec::new();
-    for (server, program) in servers.into_iter().zip(programs) {
+    let mut failures = Vec::new();
+    for server in servers {
         let name = server.name();
-        if let Some(record) = store.read(name)? {
-            if record.alive() && server.ready(&record.place) {
-                println!("{name}: already up on {}", server.address(&record.place));
-                continue;
+        match start(server) {
+            Ok(true) => started.push(name.to_owned()),
+            Ok(false) => {}
+            Err(error) => {
+                println!("{name}: {error}");
+                failures.push(format!("{name}: {error}"));
             }
-            // A crash, or a process that no longer answers: start again from nothing.
-            stop(&store, &record)?;
         }
-        let record = launch::start(server, program, &store)?;
-        println!("{name}: up on {}", server.address(&record.place));
-        started.push(name.to_owned());
     }
-    Ok(started)
+    let outcome = if failures.is_empty() {
+        Ok(())
+    } else {
+        fail(failures.join("\n"))
+    };
+    (started, outcome)
+}
+
+/// Starts the server unless it is up; false if it was.
+fn start(server: &'static dyn Server) -> Result<bool> {
+    let name = server.name();
+    let store = Store::open(paths::services_state()?)?;
+    // Before the lock, because a first build takes minutes and nobody else should wait for it.
+    let program = server.install(&paths::cache()?.join("services"))?;
+    let _lock = lock::exclusive(store.folder())?;
+    if let Some(record) = store.read(name)? {
+        if record.alive() && server.ready(&record.place) {
+            println!("{name}: already up on {}", server.address(&record.place));
+            return Ok(false);
+        }
+        // A crash, or a process that no longer answers: start again from nothing.
+        stop(&store, &record)?;
+    }
+    let record = launch::start(server, program, &store)?;
+    println!("{name}: up on {}", server.address(&record.place));
+    Ok(true)
 }
 
 /// Stops the named servers, or all that were started.
@@ -316,6 +341,14 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), all().len());
+    }
+
+    #[test]
+    fn the_documentation_names_them_all() {
+        let page = include_str!("../../../docs/testing.md");
+        for server in all() {
+            assert!(page.contains(&format!("`{}`", server.name())), "{}", server.name());
+        }
     }
 
     #[test]
