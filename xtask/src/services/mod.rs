@@ -290,9 +290,9 @@ fn status(as_json: bool) -> Result<()> {
         let address = record
             .map(|r| format!("{} (pid {})", server.address(&r.place), r.pid))
             .unwrap_or_default();
-        println!("{:<16} {state:<14} {}", server.name(), server.about());
+        println!("{:<22} {state:<14} {}", server.name(), server.about());
         if !address.is_empty() {
-            println!("{:<16} {address}", "");
+            println!("{:<22} {address}", "");
         }
     }
     Ok(())
