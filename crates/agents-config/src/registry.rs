@@ -122,9 +122,12 @@ impl fmt::Debug for Registry {
 }
 
 /// The features of the facade that bring an adapter in.
-const FEATURES: [(Kind, &str, &str); 5] = [
+const FEATURES: [(Kind, &str, &str); 8] = [
     (Kind::ContainerRuntime, "native", "runtime-native"),
     (Kind::StorageBackend, "local", "storage-local"),
+    (Kind::StorageBackend, "s3", "storage-s3"),
+    (Kind::StorageBackend, "azure", "storage-azure"),
+    (Kind::StorageBackend, "gcs", "storage-gcs"),
     (Kind::StorageBackend, "memory", "storage-memory"),
     (Kind::AuditLogger, "file", "audit-file"),
     (Kind::PolicyValidator, "default", "policy-default"),

@@ -13,7 +13,13 @@ pub use agents_audit_file as audit_file;
 pub use agents_policy_default as policy_default;
 #[cfg(feature = "runtime-native")]
 pub use agents_runtime_native as runtime_native;
-#[cfg(any(feature = "storage-local", feature = "storage-memory"))]
+#[cfg(any(
+    feature = "storage-local",
+    feature = "storage-s3",
+    feature = "storage-azure",
+    feature = "storage-gcs",
+    feature = "storage-memory"
+))]
 pub use agents_storage_objectstore as storage_objectstore;
 
 pub use configure::{AdapterChoice, Configure, Loaded, configure_adapters};
@@ -62,6 +68,12 @@ pub fn default_registry() -> Result<Registry> {
     let registry = registry.register_runtime::<agents_runtime_native::NativeFactory>()?;
     #[cfg(feature = "storage-local")]
     let registry = registry.register_storage::<agents_storage_objectstore::LocalFactory>()?;
+    #[cfg(feature = "storage-s3")]
+    let registry = registry.register_storage::<agents_storage_objectstore::S3Factory>()?;
+    #[cfg(feature = "storage-azure")]
+    let registry = registry.register_storage::<agents_storage_objectstore::AzureFactory>()?;
+    #[cfg(feature = "storage-gcs")]
+    let registry = registry.register_storage::<agents_storage_objectstore::GcsFactory>()?;
     #[cfg(feature = "storage-memory")]
     let registry = registry.register_storage::<agents_storage_objectstore::MemoryFactory>()?;
     #[cfg(feature = "audit-file")]

@@ -18,6 +18,9 @@ fn every_feature_brings_its_adapter() {
     assert_eq!(registry.types(Kind::ContainerRuntime), runtimes);
     let storages = [
         ("local", cfg!(feature = "storage-local")),
+        ("s3", cfg!(feature = "storage-s3")),
+        ("azure", cfg!(feature = "storage-azure")),
+        ("gcs", cfg!(feature = "storage-gcs")),
         ("memory", cfg!(feature = "storage-memory")),
     ];
     let storages: Vec<_> = storages
