@@ -32,6 +32,7 @@ use crate::{
     kernel::{self, Counted},
     model::{self, View},
     provision::{self, LABEL_ATTEMPT, Waiting},
+    remote::{self, Volumes},
     spec::{self, Delivery, ProgramMount},
 };
 
@@ -45,6 +46,7 @@ pub struct PodmanRuntime {
     pulls: Pulls,
     memory: Memory,
     assets: Assets,
+    volumes: Volumes,
     engine: RwLock<Option<Arc<Engine>>>,
     waiting: Mutex<HashMap<ContainerId, Waiting>>,
     readings: Mutex<HashMap<ContainerId, (Instant, f64)>>,
@@ -81,6 +83,7 @@ impl PodmanRuntime {
             },
             memory: Memory::new(folder.clone()),
             assets: Assets::new(folder),
+            volumes: Volumes::default(),
             config,
             engine: RwLock::new(None),
             waiting: Mutex::default(),
@@ -128,8 +131,14 @@ impl PodmanRuntime {
         engine
     }
 
-    fn delivery(&self, plan: &Plan, engine: &Engine) -> Result<Delivery> {
-        let program = self.assets.program(engine.is_gvisor(plan.runtime_class.as_deref()))?;
+    /// Brings what is ours to where the engine finds it.
+    async fn delivery(&self, plan: &Plan, engine: &Engine, image: &str) -> Result<Delivery> {
+        let readable = engine.is_gvisor(plan.runtime_class.as_deref());
+        if !self.client.address().is_local() {
+            let profile = &plan.seccomp_profile;
+            return self.volumes.deliver(&self.client, image, profile, readable).await;
+        }
+        let program = self.assets.program(readable)?;
         let profile = self.assets.profile(&plan.seccomp_profile)?;
         Ok(Delivery {
             program: ProgramMount::Folder(spec::utf8(&program)?.to_owned()),
@@ -318,10 +327,15 @@ impl ContainerRuntime for PodmanRuntime {
         .await?;
         let plan = Plan::new(&request, Some(&image.user))?;
         provision::check_binds(&plan, &engine)?;
-        let delivery = self.delivery(&plan, &engine)?;
+        let delivery = self.delivery(&plan, &engine, &image.id).await?;
         let specification = spec::specification(&plan, &image.id, &engine, &delivery, self.config.relabel)?;
         let id = request.name.clone();
-        let made = provision::make(&self.client, request, plan, &engine, specification).await?;
+        let made = provision::make(&self.client, request, plan, &engine, specification).await;
+        if made.is_err() {
+            // The next one looks whether what is ours is still there.
+            self.volumes.forget().await;
+        }
+        let made = made?;
         if let Some(waiting) = made.waiting {
             self.waiting
                 .lock()
@@ -456,7 +470,10 @@ impl ContainerRuntime for PodmanRuntime {
 
     async fn reap(&self) -> Result<Vec<String>> {
         // A container is all that there is of one, and `list` has those of crashed creations too.
-        Ok(Vec::new())
+        if self.client.address().is_local() {
+            return Ok(Vec::new());
+        }
+        remote::reap(&self.client).await
     }
 
     async fn build_image(&self, request: BuildImageRequest) -> Result<String> {

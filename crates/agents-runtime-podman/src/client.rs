@@ -31,7 +31,6 @@ pub(crate) struct Call {
     query: String,
     headers: HeaderMap,
     body: UnsyncBoxBody<Bytes, Error>,
-    deadline: Option<Duration>,
     what: &'static str,
 }
 
@@ -54,7 +53,6 @@ impl Call {
             query: String::new(),
             headers: HeaderMap::new(),
             body: Full::default().map_err(|never| match never {}).boxed_unsync(),
-            deadline: None,
             what,
         }
     }
@@ -95,12 +93,6 @@ impl Call {
 
     pub(crate) fn header(mut self, name: &'static str, value: HeaderValue) -> Self {
         self.headers.insert(HeaderName::from_static(name), value);
-        self
-    }
-
-    /// Another deadline than the client's.
-    pub(crate) fn within(mut self, deadline: Duration) -> Self {
-        self.deadline = Some(deadline);
         self
     }
 }
@@ -148,8 +140,8 @@ impl Client {
 
     /// Sends a call and reads its whole answer.
     pub(crate) async fn call(&self, call: Call) -> Result<Answer> {
-        let (what, deadline) = (call.what, call.deadline.unwrap_or(self.deadline));
-        self.within(what, deadline, async {
+        let what = call.what;
+        self.within(what, self.deadline, async {
             let response = self.send(call, false).await?;
             let status = response.status();
             let (parts, body) = response.into_parts();
@@ -211,8 +203,8 @@ impl Client {
 
     /// Sends a call and takes the connection over.
     pub(crate) async fn upgrade(&self, call: Call) -> Result<TokioIo<Upgraded>> {
-        let (what, deadline) = (call.what, call.deadline.unwrap_or(self.deadline));
-        self.within(what, deadline, async {
+        let what = call.what;
+        self.within(what, self.deadline, async {
             let response = self.send(call, true).await?;
             let status = response.status();
             if status != StatusCode::SWITCHING_PROTOCOLS {

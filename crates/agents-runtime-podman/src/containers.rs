@@ -103,9 +103,14 @@ impl Client {
     /// The containers with all of the labels, in any state.
     pub(crate) async fn list(&self, labels: &BTreeMap<String, String>) -> Result<Vec<View>> {
         let wanted: Vec<_> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        self.list_with(&wanted).await
+    }
+
+    /// The containers with all of the labels, each a key or a key with a value.
+    pub(crate) async fn list_with(&self, labels: &[String]) -> Result<Vec<View>> {
         let call = Call::get("list the containers", &["containers", "json"])
             .query("all", "true")
-            .query("filters", json!({ "label": wanted }).to_string());
+            .query("filters", json!({ "label": labels }).to_string());
         // Without containers some engines answer null.
         Ok(self.json::<Option<Vec<View>>>(call).await?.unwrap_or_default())
     }

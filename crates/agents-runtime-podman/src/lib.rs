@@ -21,6 +21,7 @@ mod model;
 mod provision;
 mod readback;
 mod reference;
+mod remote;
 mod spec;
 mod stream;
 mod tunnel;

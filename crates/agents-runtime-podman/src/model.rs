@@ -66,12 +66,6 @@ impl View {
     }
 }
 
-/// The name and the value of an environment's entry.
-pub(crate) fn pair(entry: &str) -> Option<(String, String)> {
-    let (name, value) = entry.split_once('=')?;
-    (!name.is_empty()).then(|| (name.to_owned(), value.to_owned()))
-}
-
 /// The engine's state of a container, which is about its first process.
 pub(crate) fn state(status: &str) -> ContainerState {
     match status.to_ascii_lowercase().as_str() {
@@ -109,7 +103,6 @@ mod tests {
         );
         assert_eq!(created(&four).as_second(), created(&five).as_second());
         assert_eq!(four.texts("/Config/Env"), ["A=b=c"]);
-        assert_eq!(pair("A=b=c"), Some(("A".to_owned(), "b=c".to_owned())));
         assert!(five.texts("/Config/Env").is_empty() && four.texts("/Config/Cmd").is_empty());
         assert_eq!(four.limit("/Config/None"), None);
         assert_eq!(view(r#"{"a":1e3,"b":-1,"c":"x"}"#).limit("/a"), Some(1000));
