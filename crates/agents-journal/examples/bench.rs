@@ -42,10 +42,14 @@ fn main() -> Outcome<ExitCode> {
         rates.raw.push(raw(&place, &payload)?);
         rates.alone.push(alone(&one, &place, &payload)?);
         rates.raw.push(raw(&place, &payload)?);
-        rates.shared.push(shared(&many, &place, &payload, Durability::EveryCommit, EACH)?);
+        rates
+            .shared
+            .push(shared(&many, &place, &payload, Durability::EveryCommit, EACH)?);
         rates.chain.push(batches(&one, &place, &payload)?);
         rates.appender.push(appender(&place, &payload)?);
-        rates.quick.push(shared(&many, &place, &payload, Durability::None, QUICK / WRITERS)?);
+        rates
+            .quick
+            .push(shared(&many, &place, &payload, Durability::None, QUICK / WRITERS)?);
         fs::remove_dir_all(&place)?;
     }
     Ok(rates.report())

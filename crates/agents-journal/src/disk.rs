@@ -59,17 +59,21 @@ pub(crate) trait DiskFile: fmt::Debug + Send + Sync {
     fn try_lock(&self) -> io::Result<bool>;
 }
 
-/// Creates a folder and those above it.
+/// Creates a folder and those above it, and makes their names durable. Also of those that are there: whoever created them may
+/// have been stopped before that.
 pub(crate) fn create_dirs(disk: &dyn Disk, folder: &Path) -> io::Result<()> {
-    if disk.is_dir(folder) {
-        return Ok(());
-    }
-    let parent = folder.parent().filter(|parent| *parent != Path::new(""));
-    if let Some(parent) = parent {
+    if let Some(parent) = folder.parent().filter(|parent| *parent != Path::new("")) {
         create_dirs(disk, parent)?;
+        if !disk.is_dir(folder) {
+            disk.create_dir(folder)?;
+        }
+        match disk.sync_dir(parent) {
+            // It is none of those that we create.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            outcome => outcome?,
+        }
     }
-    disk.create_dir(folder)?;
-    parent.map_or(Ok(()), |parent| disk.sync_dir(parent))
+    Ok(())
 }
 
 /// Puts a file with this content in the place of another, at once and durably.

@@ -26,7 +26,7 @@ const RECORD_HEAD: usize = 48;
 pub(crate) const RECORD_COST: usize = HEAD + RECORD_HEAD;
 
 /// How much is read at once.
-const CHUNK: usize = 1 << 18;
+const CHUNK: usize = 1 << 16;
 
 const RECORD: u8 = 1;
 const CHECKPOINT: u8 = 2;
@@ -110,6 +110,8 @@ pub(crate) enum Step {
 #[derive(Debug)]
 pub(crate) struct Frames {
     file: Box<dyn DiskFile>,
+    /// What is read into.
+    chunk: Box<[u8]>,
     /// What of the file is at hand, from `offset` on.
     buffer: Vec<u8>,
     used: usize,
@@ -120,6 +122,7 @@ impl Frames {
     pub(crate) fn new(file: Box<dyn DiskFile>) -> Self {
         Self {
             file,
+            chunk: vec![0; CHUNK].into(),
             buffer: Vec::new(),
             used: 0,
             offset: 0,
@@ -154,20 +157,19 @@ impl Frames {
         Ok(Step::Frame(frame))
     }
 
-    /// Goes on behind what is no frame: at the next frame of the file, if there is one.
+    /// The next frame of the file, from here or anywhere behind what is no frame.
     pub(crate) fn skip(&mut self) -> io::Result<Step> {
-        while self.have(1)? {
-            self.used += 1;
-            if !self.have(HEAD)? {
-                return Ok(Step::End);
-            }
+        while self.have(HEAD)? {
             // A plausible head first, for a check sum over a megabyte at every byte would take all day.
             if head(self.rest()).is_some()
-                && let step @ Step::Frame(..) = self.next()?
+                && let step @ Step::Frame(_) = self.next()?
             {
                 return Ok(step);
             }
+            self.used += 1;
         }
+        // What is left is too short.
+        self.used = self.buffer.len();
         Ok(Step::End)
     }
 
@@ -184,13 +186,13 @@ impl Frames {
         self.offset += self.used as u64;
         self.used = 0;
         while self.buffer.len() < count {
-            let there = self.buffer.len();
-            self.buffer.resize(there.max(count) + CHUNK, 0);
-            let read = self.file.read_at(&mut self.buffer[there..], self.offset + there as u64);
-            self.buffer.truncate(there + read.as_ref().copied().unwrap_or(0));
-            if read? == 0 {
+            let read = self
+                .file
+                .read_at(&mut self.chunk, self.offset + self.buffer.len() as u64)?;
+            if read == 0 {
                 return Ok(false);
             }
+            self.buffer.extend_from_slice(&self.chunk[..read]);
         }
         Ok(true)
     }

@@ -87,7 +87,11 @@ impl Journal {
     /// `ConfigInvalid` for the options; `Conflict` when another writer has the folder that was named; `DataInvalid` when
     /// something that was acknowledged is damaged or does not fit the chain; those of the disk.
     pub async fn open(options: JournalOptions) -> Result<Self> {
-        let store = off_runtime("journal-open", move || Store::open(Arc::new(RealDisk), options)).await?;
+        Self::open_on(Arc::new(RealDisk), options).await
+    }
+
+    pub(crate) async fn open_on(disk: Arc<dyn Disk>, options: JournalOptions) -> Result<Self> {
+        let store = off_runtime("journal-open", move || Store::open(disk, options)).await?;
         let (status, folder) = (store.status.subscribe(), store.folder.clone());
         let group = GroupCommit::new("journal", store);
         // Starts the thread, so that `close` has one.

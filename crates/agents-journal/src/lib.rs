@@ -4,6 +4,8 @@
 mod disk;
 mod error;
 mod event;
+#[cfg(test)]
+mod fake;
 mod fault;
 mod folder;
 mod frame;
@@ -16,6 +18,8 @@ mod reader;
 mod recover;
 mod statement;
 mod store;
+#[cfg(test)]
+mod tests;
 mod verify;
 mod verify_events;
 

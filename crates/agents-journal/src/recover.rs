@@ -118,13 +118,13 @@ fn recover(folder: Folder, lock: Box<dyn DiskFile>, options: JournalOptions) -> 
             bytes: bytes.map_err(Failure::of("read", &path))?,
         });
     }
-    let (begin, at, torn) = scan(&folder, last, &options)?;
+    let (begin, at, end) = scan(&folder, last, &options)?;
     let key = options.key.id();
     let mut store = store(folder, lock, options, &begin.writer, segments, at);
     let path = store.folder.segment(last);
-    if at.closed && !torn {
-        let opened = store.folder.disk.open(&path, Access::Append);
-        store.file = Some(opened.map_err(Failure::of("open", &path))?);
+    if end == End::Closed {
+        store.file = Some(reopen(&store.folder, &path, at.bytes).map_err(Failure::of("open", &path))?);
+        store.dirty = true;
     } else {
         // Also without a torn record: what can be read need not be on disk, and a sync that failed before the crash is not
         // reported again.
@@ -176,8 +176,25 @@ fn store(
     }
 }
 
-/// Reads the last segment: how it begins, where what is whole ends, and whether anything follows.
-fn scan(folder: &Folder, first: u64, options: &JournalOptions) -> Result<(Checkpoint, Position, bool)> {
+/// How the last segment ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// The journal was closed: what comes before that checkpoint is durable, for it was written only then.
+    Closed,
+    /// A crash came after the last whole frame, or in the next one.
+    Open,
+}
+
+/// Takes up a segment behind its last record. The closing checkpoint goes: whether it is durable itself is unknown, and
+/// writing over it makes its blocks dirty again.
+fn reopen(folder: &Folder, path: &Path, bytes: u64) -> io::Result<Box<dyn DiskFile>> {
+    let file = folder.disk.open(path, Access::Append)?;
+    file.set_len(bytes)?;
+    Ok(file)
+}
+
+/// Reads the last segment: how it begins, where what is whole ends, and how.
+fn scan(folder: &Folder, first: u64, options: &JournalOptions) -> Result<(Checkpoint, Position, End)> {
     let path = folder.segment(first);
     let (mut frames, begin) = folder.open_segment(first)?;
     let keys = Keys::none().with(&options.key);
@@ -193,6 +210,7 @@ fn scan(folder: &Folder, first: u64, options: &JournalOptions) -> Result<(Checkp
         since: 0,
         closed: false,
     };
+    let mut before = at;
     loop {
         let step = frames.next().map_err(|error| file_error("read", &path, &error))?;
         match step {
@@ -223,11 +241,13 @@ fn scan(folder: &Folder, first: u64, options: &JournalOptions) -> Result<(Checkp
                         format_args!("the checkpoint after record {} is forged", at.sequence),
                     ));
                 }
+                before = at;
                 at.since = 0;
                 at.closed = point.kind == CheckpointKind::Close;
             }
             Step::Frame(Frame::Position(_)) => return Err(damaged(&path, "it holds the position of a cursor")),
-            Step::End => return Ok((begin, at, false)),
+            Step::End if at.closed => return Ok((begin, before, End::Closed)),
+            Step::End => return Ok((begin, at, End::Open)),
             Step::Bad => {
                 let lost = lost(&mut frames, at.sequence).map_err(|error| file_error("read", &path, &error))?;
                 if lost {
@@ -237,7 +257,7 @@ fn scan(folder: &Folder, first: u64, options: &JournalOptions) -> Result<(Checkp
                         format_args!("record {lost} was on record and cannot be read"),
                     ));
                 }
-                return Ok((begin, at, true));
+                return Ok((begin, at, End::Open));
             }
         }
         at.bytes = frames.offset();

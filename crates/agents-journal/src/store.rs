@@ -349,7 +349,8 @@ impl Store {
             return Err(Failure::of("write to", &path)(io::ErrorKind::NotConnected.into()));
         };
         if let Err(error) = file.append(&self.buffer) {
-            // Nothing was forced to disk, so the kernel still has the truth.
+            // Nothing was forced to disk, so the kernel still has the truth. The disk may have a part of what goes.
+            self.dirty = true;
             if file.set_len(self.at.bytes).is_err() {
                 self.file = None;
             }

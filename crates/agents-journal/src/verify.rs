@@ -159,7 +159,8 @@ pub(crate) fn missing_writer(point: &Checkpoint) -> Fault {
     )
 }
 
-fn verify_writer(folder: &Folder, keys: &Keys, known: &[Checkpoint]) -> Result<Option<WriterVerification>> {
+/// Verifies one writer; none when it has not written anything.
+pub(crate) fn verify_writer(folder: &Folder, keys: &Keys, known: &[Checkpoint]) -> Result<Option<WriterVerification>> {
     let firsts = folder.segments()?;
     let mut walk = Walk::new(folder, keys, known);
     let found = walk.all(&firsts)?;

@@ -101,8 +101,21 @@ struct Chain {
     /// Those that are not linked yet, by sequence. In order, there is at most one.
     links: BTreeMap<u64, Link>,
     end: Option<(u64, Link)>,
+    /// The first event that no key has sealed, nor any after it.
+    unkeyed: Option<(u64, String)>,
     first: u64,
     proven: u64,
+}
+
+impl Chain {
+    /// What is wrong with a chain that has a secret key, and whose end no key has sealed.
+    fn unkeyed_fault(&self, writer: &str, keys: &Keys) -> Option<Box<Fault>> {
+        let (first, event_id) = self.unkeyed.as_ref().filter(|_| keys.has_secret())?;
+        let detail = "no key has sealed it, nor any event after it";
+        let mut fault = Fault::new(FaultKind::Unkeyed, writer, Some(*first), detail);
+        fault.event_id = Some(event_id.clone());
+        Some(Box::new(fault))
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -270,9 +283,15 @@ impl EventVerifier {
                     "it does not continue the event before",
                 ));
             }
+            if !link.plain {
+                chain.unkeyed = None;
+            } else if chain.unkeyed.is_none() {
+                chain.unkeyed = Some((sequence, link.event_id.clone()));
+            }
             if own().any(|point| point.sequence == sequence && point.hash != link.hash) {
+                let unkeyed = chain.unkeyed_fault(writer, &self.keys);
                 let detail = "a checkpoint that was kept elsewhere has another hash";
-                return Err(at(FaultKind::Diverged, sequence, detail));
+                return Err(unkeyed.unwrap_or_else(|| at(FaultKind::Diverged, sequence, detail)));
             }
             if !link.plain || own().any(|point| point.sequence == sequence) {
                 chain.proven = sequence;
@@ -290,12 +309,8 @@ impl EventVerifier {
             self.link(&writer)?;
         }
         for (writer, chain) in &self.chains {
-            if let Some((end, link)) = chain.end.as_ref().filter(|(_, link)| link.plain)
-                && self.keys.has_secret()
-            {
-                let mut fault = Fault::new(FaultKind::Unkeyed, writer, Some(*end), "no key has sealed it");
-                fault.event_id = Some(link.event_id.clone());
-                return Err(Box::new(fault));
+            if let Some(fault) = chain.unkeyed_fault(writer, &self.keys) {
+                return Err(fault);
             }
         }
         if self.reading == Reading::Excerpt {

@@ -10,6 +10,7 @@ pub mod probe;
 pub mod proxy;
 pub mod runtime;
 pub mod storage;
+pub mod tamper;
 
 pub use case::{Case, CaseResult, Failure, Fixture, Outcome, run, trials};
 pub use libtest_mimic;

@@ -1,0 +1,5 @@
+//! Tests that see the inside.
+
+mod crash;
+mod live;
+mod tamper;
