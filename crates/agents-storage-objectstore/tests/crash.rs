@@ -148,12 +148,10 @@ async fn what_is_published_is_never_reaped() {
     let prefix = prefix();
     // The note of a finished upload cannot be removed.
     let proxy = Proxy::before(&Server::Versitygw.endpoint().unwrap()).await;
-    proxy.set(
-        |parts| match parts.method == "DELETE" && parts.uri.path().contains("/.uploads/") {
-            true => Fault::Answer(403, Vec::new(), "<Error><Code>AccessDenied</Code></Error>".to_owned()),
-            false => Fault::None,
-        },
-    );
+    proxy.set(|parts| match parts.uri.query() == Some("delete") {
+        true => Fault::Answer(403, Vec::new(), "<Error><Code>AccessDenied</Code></Error>".to_owned()),
+        false => Fault::None,
+    });
     let config = json!({ "prefix": prefix, "endpoint": proxy.url, "orphan_after_seconds": 1 });
     let storage = Server::Versitygw.storage(config).await.unwrap();
     let stored = storage

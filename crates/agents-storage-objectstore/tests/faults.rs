@@ -274,12 +274,24 @@ async fn a_content_that_changes_on_its_way_back_is_told() {
     let fixture = Fixture::new().await;
     for size in [10, LARGE] {
         let stored = fixture.put("a", size).await.unwrap();
-        fixture.proxy.set(|parts| match parts.method.as_str() {
-            "GET" if !parts.uri.path().ends_with("/1/a") || parts.headers.get("range").is_none() => Fault::Corrupt,
-            _ => Fault::None,
-        });
-        let error = fixture.storage.retrieve_bytes(&stored.uri, 64 << 20).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::DataInvalid, "{}", error.report());
+        // The content itself, then what says where it is.
+        let is_content = move |parts: &http::request::Parts| {
+            let path = parts.uri.path();
+            parts.method == "GET" && parts.uri.query().is_none() && (size == 10 || path.contains("/1."))
+        };
+        let is_manifest = |parts: &http::request::Parts| parts.method == "GET" && parts.uri.path().ends_with("/1/a");
+        for matches in [
+            Box::new(is_content) as Box<dyn Fn(&_) -> bool + Send + Sync>,
+            Box::new(is_manifest),
+        ] {
+            fixture.proxy.set(move |parts| match matches(parts) {
+                true => Fault::Corrupt,
+                false => Fault::None,
+            });
+            let read = fixture.storage.retrieve_bytes(&stored.uri, 64 << 20).await;
+            let error = read.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::DataInvalid, "{}", error.report());
+        }
         fixture.proxy.set(|_| Fault::None);
         assert!(fixture.is_whole(&stored).await);
         fixture

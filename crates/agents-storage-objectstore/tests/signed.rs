@@ -123,7 +123,10 @@ async fn a_signed_url_takes_one_content_once() {
             assert_eq!(upload(server, &put, "hellO"), 400, "{server:?}: another content");
             let mut bare = put.clone();
             bare.headers.remove("if-none-match");
-            assert_eq!(upload(server, &bare, "hello"), 403, "{server:?}: a header is missing");
+            assert!(
+                matches!(upload(server, &bare, "hello"), 400 | 403),
+                "{server:?}: a header is missing"
+            );
         }
         assert!(matches!(upload(server, &put, "hello"), 200 | 201), "{server:?}");
         assert!(

@@ -6,9 +6,10 @@
 //! <prefix>/.uploads/<id>                              an upload or a deletion under way: the contents it may leave behind
 //! ```
 //!
-//! `<name>` is the artifact's name as one component: letters and digits of any script, `-`, `_` and `.` stand for
-//! themselves, and every other byte is `~` and two hexadecimal digits. No service, gateway or client treats these
-//! characters in a way of its own. `<file>` is the last component of the name, so that a download gets its extension.
+//! `<name>` is the artifact's name as one component: ASCII letters and digits, `-`, `_` and `.` stand for themselves, and
+//! every other byte is `~` and two hexadecimal digits. These characters are the unreserved ones of RFC 3986, so a key is
+//! its own form in a URL, and no service, gateway, client or signature treats it in a way of its own. `<file>` is the last
+//! component of the name, so that a download gets its extension.
 
 use agents_core::{ArtifactName, Error, Result, SessionId};
 use object_store::path::Path;
@@ -122,12 +123,14 @@ impl Root {
     pub(crate) fn new(scheme: &'static str, container: &str, prefix: &str) -> Result<Self> {
         let trimmed = prefix.trim_matches('/');
         let bad = trimmed.len() > PREFIX_MAX
-            || trimmed.chars().any(|c| c.is_control() || c == '\\')
-            || (!trimmed.is_empty() && trimmed.split('/').any(|part| matches!(part, "" | "." | "..")));
+            || !trimmed.chars().all(|c| c.is_ascii_alphanumeric() || "-_.~=+@,!/".contains(c))
+            || (!trimmed.is_empty() && trimmed.split('/').any(|part| matches!(part, "" | "." | "..")))
+            // Azure drops a dot at the end of a component.
+            || trimmed.split('/').any(|part| part.ends_with('.'));
         if bad {
             return Err(Error::invalid(format!(
-                "prefix {prefix:?} must be a path of at most {PREFIX_MAX} bytes without empty, '.' or '..' components, \
-                 backslashes and control characters"
+                "prefix {prefix:?} must be a path of at most {PREFIX_MAX} bytes: components of letters, digits and '-_.~=+@,!' \
+                 that are not empty and do not end with a dot"
             )));
         }
         Ok(Self {
@@ -270,7 +273,7 @@ fn escape(text: &str) -> String {
 }
 
 fn escape_char(c: char) -> String {
-    if c.is_alphanumeric() || matches!(c, '-' | '_' | '.') {
+    if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') {
         return c.to_string();
     }
     let mut bytes = [0; 4];
@@ -347,7 +350,7 @@ mod tests {
             root().uri_of(&place("plots/a.png")),
             "s3://bucket/some/prefix/s1/plots~2Fa.png/1/a.png"
         );
-        assert_eq!(place("späße/ü b.").key(), "s1/späße~2Fü~20b~2E/1/ü~20b~2E");
+        assert_eq!(place("ü/a b.").key(), "s1/~C3~BC~2Fa~20b~2E/1/a~20b~2E");
         let whole = Root::new("gs", "b", "/").unwrap();
         assert_eq!(whole.uri_of(&place("a")), "gs://b/s1/a/1/a");
         assert_eq!(whole.upload("x").as_ref(), ".uploads/x");
@@ -386,7 +389,18 @@ mod tests {
 
     #[test]
     fn bad_prefixes_are_refused() {
-        for bad in ["a//b", "../a", "a/.", "a\nb", "a\\b", &"x".repeat(301)] {
+        for bad in [
+            "a//b",
+            "../a",
+            "a/.",
+            "a./b",
+            "a b",
+            "ü",
+            "a%2Fb",
+            "a\nb",
+            "a\\b",
+            &"x".repeat(301),
+        ] {
             let error = Root::new("s3", "bucket", bad).unwrap_err();
             assert!(error.message().contains("prefix"), "{bad:?}");
         }

@@ -195,6 +195,8 @@ impl Service {
         let expected = version(content.version);
         let mut candidates = vec![expected];
         let mut others = None;
+        // A manifest that cannot be read may be the one: what it names must not be taken for an orphan.
+        let mut damaged = None;
         loop {
             for place in candidates {
                 match self.look(&place).await {
@@ -202,12 +204,12 @@ impl Service {
                         return Ok(Some((place, manifest)));
                     }
                     Ok(_) => {}
-                    Err(error) if error.kind() == ErrorKind::DataInvalid => {}
+                    Err(error) if error.kind() == ErrorKind::DataInvalid => damaged = Some(error),
                     Err(error) => return Err(error),
                 }
             }
             if others.replace(()).is_some() {
-                return Ok(None);
+                return damaged.map_or(Ok(None), Err);
             }
             let mut places = self.places(&content.session, Some(&content.folder)).await?;
             places.retain(|place| place.version > content.version);

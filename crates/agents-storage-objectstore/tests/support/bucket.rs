@@ -26,6 +26,7 @@ impl Bucket {
             Server::Versitygw.endpoint().unwrap(),
             variable("AGENTS_TEST_VERSITYGW_BUCKET"),
         );
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let s3 = AmazonS3Builder::new()
             .with_endpoint(&endpoint)
             .with_bucket_name(&name)
