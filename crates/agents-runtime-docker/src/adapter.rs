@@ -10,7 +10,7 @@ use std::{
 use agents_core::{
     AdapterInfo, Admitted, Availability, ByteStream, ContainerHandle, ContainerId, ContainerInfo, ContainerRuntime,
     ContainerState, ContainerStats, CopyFromRequest, CopyToRequest, Error, ErrorKind, ExecEvent, ExecRequest,
-    ExecSession, Provisioned, Result, RuntimeCapabilities, StartRequest, guard::is_clean_absolute,
+    ExecSession, Provisioned, Result, RuntimeCapabilities, StartRequest, User, guard::is_clean_absolute,
 };
 use agents_guest::{Connection, LABEL_SESSION, SpawnRequest, StartOptions, container_info};
 use async_trait::async_trait;
@@ -23,12 +23,13 @@ use crate::{
     engine::Engine,
     error, facts,
     image::Images,
-    inspect::Inspected,
+    inspect::{Image, Inspected},
     judge::EngineJudge,
     program,
     provision::{self, Made},
     stats,
     streams::{self, Said},
+    users,
     watch::News,
 };
 
@@ -47,6 +48,8 @@ pub(crate) struct Inner {
     pub(crate) images: Images,
     /// In what ways the guest program is on the engine, as far as is known.
     pub(crate) program: tokio::sync::Mutex<BTreeSet<program::Access>>,
+    /// By the image's identifier and its user.
+    users: tokio::sync::Mutex<HashMap<(String, String), Option<User>>>,
     containers: Mutex<HashMap<ContainerId, Arc<Known>>>,
 }
 
@@ -77,6 +80,7 @@ impl DockerRuntime {
                 engine,
                 images,
                 program: tokio::sync::Mutex::default(),
+                users: tokio::sync::Mutex::default(),
                 containers: Mutex::default(),
             }),
         })
@@ -172,6 +176,18 @@ impl DockerRuntime {
 impl Inner {
     fn containers(&self) -> std::sync::MutexGuard<'_, HashMap<ContainerId, Arc<Known>>> {
         self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The user that an image names, which is looked up once.
+    pub(crate) async fn user_of(&self, image: &Image) -> Result<Option<User>> {
+        let key = (image.id.clone(), image.config.user.clone());
+        let mut users = self.users.lock().await;
+        if let Some(user) = users.get(&key) {
+            return Ok(*user);
+        }
+        let user = users::of_image(&self.engine, image).await?;
+        users.insert(key, user);
+        Ok(user)
     }
 
     pub(crate) fn remember(&self, name: ContainerId, known: Arc<Known>) {

@@ -98,6 +98,9 @@ pub(crate) fn choose_user(request: &mut ProvisionRequest) -> Result<()> {
 /// is something else.
 const GVISORS_OWN: [&str; 2] = ["/tmp", "/sys/fs/cgroup"];
 
+/// The options of an empty place that nobody can write to.
+const CLOSED: &str = "ro,nosuid,nodev,noexec,size=4096";
+
 /// What a plan does not say.
 pub(crate) struct Setting<'a> {
     pub(crate) image: &'a Image,
@@ -132,25 +135,11 @@ pub(crate) fn body(plan: &Plan, setting: &Setting<'_>) -> Result<ContainerCreate
             }
         }
     }
-    if setting.gvisor {
-        for place in GVISORS_OWN.iter().filter(|place| !covered(plan, place)) {
-            tmpfs.insert((*place).to_owned(), "ro,nosuid,nodev,noexec,size=4096".to_owned());
-        }
-    }
-    // An image's own volumes would be writable space without a limit. Their content can be read.
-    for place in setting
-        .image
-        .config
-        .volumes
-        .keys()
-        .filter(|place| !covered(plan, place))
-    {
-        mounts.push(Mount {
-            target: Some(place.clone()),
-            typ: Some(MountType::VOLUME),
-            read_only: Some(true),
-            ..Mount::default()
-        });
+    // An image's own volumes would be writable space without a limit, and docker makes no read-only ones.
+    let volumes = setting.image.config.volumes.keys().map(String::as_str);
+    let gvisors = GVISORS_OWN.iter().copied().filter(|_| setting.gvisor);
+    for place in volumes.chain(gvisors).filter(|place| !covered(plan, place)) {
+        tmpfs.insert(place.to_owned(), CLOSED.to_owned());
     }
     let security = [
         "no-new-privileges".to_owned(),

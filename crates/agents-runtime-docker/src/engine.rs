@@ -162,9 +162,12 @@ impl Engine {
     }
 
     /// Creates a container, and gives its identifier.
-    pub(crate) async fn create(&self, name: &str, body: ContainerCreateBody) -> Result<String> {
-        let options = CreateContainerOptionsBuilder::new().name(name).build();
-        let created = self.docker.create_container(Some(options), body);
+    pub(crate) async fn create(&self, name: Option<&str>, body: ContainerCreateBody) -> Result<String> {
+        let mut options = CreateContainerOptionsBuilder::new();
+        if let Some(name) = name {
+            options = options.name(name);
+        }
+        let created = self.docker.create_container(Some(options.build()), body);
         Ok(self.call("cannot create the container", created).await?.id)
     }
 
@@ -274,6 +277,16 @@ impl Engine {
         let options = UploadToContainerOptionsBuilder::new().path(path).build();
         let uploaded = self.docker.upload_to_container(id, Some(options), body_full(archive));
         self.call("cannot copy into the container", uploaded).await
+    }
+
+    /// A path of a container as an archive, and `None` when it does not exist.
+    pub(crate) async fn download(&self, id: &str, path: &str) -> Result<Option<Bytes>> {
+        let path = format!("/containers/{id}/archive?path={}", percent(path));
+        match self.fetch("cannot read from the container", &path).await {
+            Ok(archive) => Ok(Some(archive)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// The names of the volumes with this label.

@@ -22,6 +22,7 @@ mod stats;
 mod streams;
 mod tls;
 mod transport;
+mod users;
 mod watch;
 
 pub use adapter::DockerRuntime;

@@ -64,7 +64,7 @@ pub(crate) async fn ensure(engine: Arc<Engine>, access: Access, image: String) -
             return Ok(());
         }
         let filler = format!("{}-fill", access.volume());
-        match engine.create(&filler, filling(access, &image)).await {
+        match engine.create(Some(&filler), filling(access, &image)).await {
             Ok(id) => {
                 let filled = fill(&engine, access, &id).await;
                 let removed = engine.remove(&id).await;
@@ -103,7 +103,7 @@ fn archive(mode: u32) -> Result<Vec<u8>> {
         .map_err(|error| Error::io("cannot pack the guest program", error))
 }
 
-/// Removes what was left by somebody who began to fill the volume and is gone, and says what.
+/// Removes what was left by somebody who began to fill the volume, or to look at an image, and is gone. Says what.
 pub(crate) async fn clear(engine: &Engine) -> Result<Vec<String>> {
     let offset = engine.known().map_or(0.0, |facts| facts.clock_offset);
     let now = jiff::Timestamp::now().as_second() + offset as i64;
@@ -121,19 +121,27 @@ pub(crate) async fn clear(engine: &Engine) -> Result<Vec<String>> {
 }
 
 fn filling(access: Access, image: &str) -> ContainerCreateBody {
-    let labels = [(LABEL.to_owned(), PROGRAM_SHA256.to_owned())];
     let mount = Mount {
         read_only: Some(false),
         ..mount(access)
     };
+    let mut body = never_started(image);
+    if let Some(host) = &mut body.host_config {
+        host.mounts = Some(vec![mount]);
+    }
+    body
+}
+
+/// A container that only gives access to files, and is found by [`clear`] when it was forgotten.
+pub(crate) fn never_started(image: &str) -> ContainerCreateBody {
+    let labels = [(LABEL.to_owned(), PROGRAM_SHA256.to_owned())];
     ContainerCreateBody {
         image: Some(image.to_owned()),
-        // It is never started, and an image may have no command.
+        // An image may have no command.
         entrypoint: Some(vec![PROGRAM_PATH.to_owned()]),
         labels: Some(labels.into()),
         host_config: Some(HostConfig {
             network_mode: Some("none".to_owned()),
-            mounts: Some(vec![mount]),
             ..HostConfig::default()
         }),
         ..ContainerCreateBody::default()

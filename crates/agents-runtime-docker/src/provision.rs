@@ -113,6 +113,9 @@ impl Attempt {
                 None => engine.standing().runtime.clone(),
             };
         let image = inner.images.resolve(engine, &self.request).await?;
+        if self.request.security.user.is_none() {
+            self.request.security.user = inner.user_of(&image).await?;
+        }
         let mut plan = Plan::new(&self.request, Some(&image.config.user))?;
         let main = self.request.process.is_some();
         let gvisor = facts.is_gvisor(runtime.as_deref());
@@ -131,7 +134,7 @@ impl Attempt {
         let body = create::body(&plan, &setting)?;
         self.ensure_program(Access::of_kernel(gvisor), &image.id).await?;
         let (carrier, name) = (Arc::clone(engine), plan.name.clone());
-        self.created = Created::Sent(tokio::spawn(async move { carrier.create(&name, body).await }));
+        self.created = Created::Sent(tokio::spawn(async move { carrier.create(Some(&name), body).await }));
         self.created.settle().await?;
         let Created::As(id) = &self.created else {
             return Err(Error::unexpected("the container was not created"));

@@ -1,6 +1,10 @@
 //! The engines that the suites run on.
 
-use std::{fs, os::unix::fs::PermissionsExt, sync::Arc};
+#![allow(dead_code, reason = "each suite uses a part")]
+
+pub(crate) mod proxy;
+
+use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, sync::Arc};
 
 use agents_core::ContainerRuntime;
 use agents_runtime_docker::{DockerConfig, DockerRuntime};
@@ -12,6 +16,11 @@ pub(crate) struct Target {
     engine: &'static str,
     variable: &'static str,
     class: Option<&'static str>,
+}
+
+/// The engines themselves.
+pub(crate) fn engines() -> Vec<Target> {
+    targets().into_iter().filter(|target| target.class.is_none()).collect()
 }
 
 /// All of them. None may be missing: an engine that is not there fails its cases.
@@ -52,6 +61,22 @@ impl Target {
         })
     }
 
+    /// The engine's socket.
+    pub(crate) fn socket(&self) -> PathBuf {
+        let host = self.given(self.variable);
+        PathBuf::from(host.strip_prefix("unix://").unwrap_or(&host))
+    }
+
+    /// The image with a shell and tools.
+    pub(crate) fn image(&self) -> String {
+        self.given("AGENTS_TEST_ENGINE_IMAGE")
+    }
+
+    /// The image that has a user, an entrypoint, an environment and a volume of its own.
+    pub(crate) fn configured_image(&self) -> String {
+        self.given("AGENTS_TEST_ENGINE_IMAGE_CONFIGURED")
+    }
+
     /// The runtime.
     pub(crate) async fn runtime(&self) -> Arc<dyn ContainerRuntime> {
         let config = DockerConfig::host(self.given(self.variable));
@@ -70,8 +95,7 @@ impl Target {
         for path in [dir.path(), &shared] {
             fs::set_permissions(path, fs::Permissions::from_mode(0o755)).map_err(|error| error.to_string())?;
         }
-        let image = self.given("AGENTS_TEST_ENGINE_IMAGE");
-        Ok(RuntimeFixture::new(self.runtime().await, image, shared)
+        Ok(RuntimeFixture::new(self.runtime().await, self.image(), shared)
             .of_class(self.class.map(str::to_owned))
             .keeping(dir))
     }
