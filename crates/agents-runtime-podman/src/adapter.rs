@@ -325,7 +325,10 @@ impl ContainerRuntime for PodmanRuntime {
             request.progress.as_ref(),
         )
         .await?;
-        let plan = Plan::new(&request, Some(&image.user))?;
+        let mut plan = Plan::new(&request, Some(&image.user))?;
+        if engine.is_gvisor(plan.runtime_class.as_deref()) {
+            plan = plan.with_processes_limited_inside();
+        }
         provision::check_binds(&plan, &engine)?;
         let delivery = self.delivery(&plan, &engine, &image.id).await?;
         let specification = spec::specification(&plan, &image.id, &engine, &delivery, self.config.relabel)?;
@@ -405,7 +408,8 @@ impl ContainerRuntime for PodmanRuntime {
         stats.memory_limit_mb = view.limit("/HostConfig/Memory").unwrap_or(0) as f64 / MIB;
         stats.cpu_seconds = counted.cpu_seconds;
         stats.memory_peak_bytes = counted.memory_peak_bytes;
-        stats.pids = counted.pids;
+        // Under gVisor these would be the threads of its own kernel.
+        stats.pids = counted.pids.filter(|_| view.text("/OCIRuntime") != Some("runsc"));
         if let Some(seconds) = counted.cpu_seconds {
             let now = Instant::now();
             let mut readings = self.readings.lock().unwrap_or_else(PoisonError::into_inner);

@@ -78,14 +78,8 @@ fn of(engine: &Engine, local: bool, caller_is_root: bool, gvisor: bool) -> Runti
     RuntimeCapabilities::none()
         .with_memory_limit(limit("memory"))
         .with_cpu_limit(limit("cpu"))
-        .with_pids_limit(if gvisor {
-            Support::refused(
-                "gVisor's kernel does not count processes against the limit of the host",
-                "leave pids_limit out under gVisor, where memory_mb bounds processes, or choose another runtime class",
-            )
-        } else {
-            limit("pids")
-        })
+        // Under gVisor the guest program holds it, since the cgroup would count the threads of gVisor's own kernel.
+        .with_pids_limit(if gvisor { Support::Enforced } else { limit("pids") })
         .with_nofile_limit(Support::Enforced)
         .with_disk_limit(Support::Enforced)
         .with_network_isolation(Support::Enforced)
@@ -170,18 +164,18 @@ mod tests {
     }
 
     #[test]
-    fn runsc_is_also_called_gvisor_and_counts_no_processes() {
-        let engine = engine(false, true, &["pids"]);
+    fn runsc_is_also_called_gvisor_and_needs_no_cgroup_for_processes() {
+        let engine = engine(true, true, &[]);
         let all = of_engine(&engine, &Address::parse("unix:///s").unwrap());
         let names: Vec<_> = all.runtime_classes.keys().map(String::as_str).collect();
         assert_eq!(names, ["crun", "gvisor", "runsc"]);
         let pids = |class: &str| all.of_class(Some(class)).unwrap().pids_limit.is_enforced();
-        assert!(all.pids_limit.is_enforced() && pids("crun") && !pids("gvisor") && !pids("runsc"));
+        assert!(!all.pids_limit.is_enforced() && !pids("crun") && pids("gvisor") && pids("runsc"));
         let by_default = Engine {
             default_runtime: "runsc".to_owned(),
             ..engine
         };
         let all = of_engine(&by_default, &Address::parse("unix:///s").unwrap());
-        assert!(!all.pids_limit.is_enforced());
+        assert!(all.pids_limit.is_enforced());
     }
 }

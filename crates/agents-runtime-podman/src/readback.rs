@@ -27,7 +27,10 @@ pub(crate) fn combine(plan: &Plan, report: &Report, inspected: &View, kernel: Op
     }
     let kernel = kernel.unwrap_or_default();
     state.memory_bytes = weaker(told.memory_bytes, [state.memory_bytes, kernel.memory_bytes], u64::max);
-    state.pids = weaker(told.pids, [state.pids, kernel.pids], u64::max);
+    if !report.is_gvisor() {
+        // There the guest program holds it, and neither the engine nor the host knows of it.
+        state.pids = weaker(told.pids, [state.pids, kernel.pids], u64::max);
+    }
     state.cpu_cores = weaker(told.cpu_cores, [state.cpu_cores, kernel.cpu_cores], f64::max);
     if let Some(mounts) = &mut state.mounts {
         for (destination, writable) in &told.mounts {

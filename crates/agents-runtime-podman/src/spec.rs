@@ -93,6 +93,10 @@ pub(crate) fn specification(
     if let Some(user) = plan.user_text() {
         set("user", user.into());
     }
+    if gvisor {
+        // Without it gVisor leaves the profile aside; everybody may switch it on, and nobody off.
+        set("annotations", json!({ "dev.gvisor.flag.oci-seccomp": "true" }));
+    }
     if let Some(most) = plan.nofile.filter(|_| gvisor) {
         // The guest program sets it itself, and cannot tell further processes of it under gVisor, where nobody may read
         // another's limits. Elsewhere an engine that is told one limit tries to raise the others.

@@ -183,8 +183,7 @@ async fn the_clean_up_goes_on_until_the_engine_takes_it(bench: Bench) {
         .runtime
         .provision_verified(bench.request())
         .await
-        .err()
-        .expect("a fault");
+        .expect_err("a fault");
     assert_eq!(error.kind(), ErrorKind::Unexpected, "{error}");
     bench.nothing_is_left().await;
     assert!(bench.proxy.is_spent());
@@ -199,7 +198,7 @@ async fn a_container_of_the_same_name_survives_an_attempt_that_was_not_heard_of(
         .expect("a container")
         .handle;
     bench.proxy.inject("POST", "containers/create", Fault::DoneAndClosed, 1);
-    let error = bench.runtime.provision_verified(request).await.err().expect("a fault");
+    let error = bench.runtime.provision_verified(request).await.expect_err("a fault");
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
     tokio::time::sleep(Duration::from_secs(1)).await;
     let session = bench.exec(&handle, "exit 0").await.expect("it is still there");
@@ -231,8 +230,7 @@ async fn the_image_is_not_there(bench: Bench) {
         .runtime
         .provision_verified(request)
         .await
-        .err()
-        .expect("no such image");
+        .expect_err("no such image");
     assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
     assert!(error.message().contains("pull"), "{error}");
     bench.nothing_is_left().await;
@@ -245,8 +243,7 @@ async fn the_socket_is_gone_before(bench: Bench) {
         .runtime
         .provision_verified(bench.request())
         .await
-        .err()
-        .expect("no engine");
+        .expect_err("no engine");
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
     assert!(
         error.is_temporary() && error.message().contains("podman.socket"),
@@ -273,7 +270,7 @@ async fn the_socket_is_gone_while_a_process_runs(mut bench: Bench) {
     first_line(&mut session).await;
     bench.proxy.stop();
     assert!(matches!(end_of(session).await, Exit::RuntimeLost { .. }));
-    let error = bench.exec(&container, "true").await.err().expect("no engine");
+    let error = bench.exec(&container, "true").await.expect_err("no engine");
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
     bench.proxy.restart();
     // The engine was restarted: the container is as it was, and what ran in it has ended.
@@ -321,7 +318,7 @@ async fn somebody_else_removes_the_container(bench: Bench) {
         matches!(&exit, Exit::RuntimeLost { reason } if reason.contains("removed") || reason.contains("ended")),
         "{exit:?}"
     );
-    let error = bench.exec(&container, "true").await.err().expect("no container");
+    let error = bench.exec(&container, "true").await.expect_err("no container");
     assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
     let copied = bench
         .runtime

@@ -106,7 +106,7 @@ async fn works(config: PodmanConfig, image: &str) {
     };
     // Folders of this host are not there.
     let mounted = request().with_mounts([Mount::bind("/etc", "/mounted")]);
-    let refused = runtime.provision_verified(mounted).await.err().expect("a refusal");
+    let refused = runtime.provision_verified(mounted).await.expect_err("a refusal");
     assert_eq!(refused.kind(), ErrorKind::Unsupported, "{refused}");
     assert!(refused.message().contains("another host"), "{refused}");
 
@@ -196,7 +196,7 @@ async fn a_certificate_that_nobody_vouches_for_is_refused(engine: PathBuf, _: St
     );
     // Another host without TLS is never talked to.
     let plain = PodmanConfig::default().with_remote_url("tcp://192.0.2.1:8080");
-    let error = PodmanRuntime::new(plain, "/nowhere").err().expect("a refusal");
+    let error = PodmanRuntime::new(plain, "/nowhere").expect_err("a refusal");
     assert!(error.message().contains("TLS"), "{error}");
 }
 
