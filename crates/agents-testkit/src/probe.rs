@@ -406,7 +406,8 @@ async fn only_the_loopback_interface(fx: Fx) -> CaseResult {
         .lines()
         .filter_map(|line| Some(line.split_once(':')?.0.trim()))
         .collect();
-    assert_eq!(names, ["lo"]);
+    // Some engines leave the loopback interface down, and gVisor takes over only what is up.
+    assert!(names == ["lo"] || fx.own_kernel() && names.is_empty(), "{names:?}");
     let routes = look(&fx, &container, "cat /proc/self/net/route").await?;
     assert!(routes.lines().count() <= 1, "{routes}");
     Ok(())
