@@ -1,8 +1,4 @@
-#![cfg_attr(feature = "host", doc = include_str!("../README.md"))]
-#![cfg_attr(
-    not(feature = "host"),
-    doc = "The protocol of the guest program, for the program itself."
-)]
+#![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
 pub mod protocol;

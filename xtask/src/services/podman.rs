@@ -102,6 +102,8 @@ impl Server for Podman {
             command.arg(format!("{variable}={}", file.display()));
         }
         command
+            // conmon writes a file `oom` where its podman was started when a container runs out of memory.
+            .current_dir(&folders.run)
             .arg(&place.program)
             .arg("--root")
             .arg(folders.kept.join("root"))

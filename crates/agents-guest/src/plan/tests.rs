@@ -1,3 +1,5 @@
+//! Tests of the planning.
+
 use agents_core::{Mount, ResourceLimits, Secret, SecretBytes, SecurityConfig};
 
 use super::*;

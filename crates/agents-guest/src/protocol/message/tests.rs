@@ -1,3 +1,5 @@
+//! Tests of the messages.
+
 use proptest::prelude::*;
 
 use super::*;
