@@ -28,6 +28,7 @@ use crate::{
     containers::Attached,
     engine::{self, Engine, Memory},
     image::{self, Pulls},
+    ingress::{Bound, Ports},
     judge::PodmanJudge,
     kernel::{self, Counted},
     model::{self, View},
@@ -50,6 +51,7 @@ pub struct PodmanRuntime {
     engine: RwLock<Option<Arc<Engine>>>,
     waiting: Mutex<HashMap<ContainerId, Waiting>>,
     readings: Mutex<HashMap<ContainerId, (Instant, f64)>>,
+    ports: Mutex<HashMap<ContainerId, Ports>>,
 }
 
 impl fmt::Debug for PodmanRuntime {
@@ -88,6 +90,7 @@ impl PodmanRuntime {
             engine: RwLock::new(None),
             waiting: Mutex::default(),
             readings: Mutex::default(),
+            ports: Mutex::default(),
         })
     }
 
@@ -333,12 +336,18 @@ impl ContainerRuntime for PodmanRuntime {
         let delivery = self.delivery(&plan, &engine, &image.id).await?;
         let specification = spec::specification(&plan, &image.id, &engine, &delivery, self.config.relabel)?;
         let id = request.name.clone();
+        let bound = Bound::take(&plan.ingress_ports).await?;
         let made = provision::make(&self.client, request, plan, &engine, specification).await;
         if made.is_err() {
             // The next one looks whether what is ours is still there.
             self.volumes.forget().await;
         }
         let made = made?;
+        let ports = bound.carry(&self.client, id.as_str());
+        self.ports
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(id.clone(), ports);
         if let Some(waiting) = made.waiting {
             self.waiting
                 .lock()
@@ -465,6 +474,7 @@ impl ContainerRuntime for PodmanRuntime {
 
     async fn destroy(&self, id: &ContainerId) -> Result<()> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.ports.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
         self.readings.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
         self.client
             .remove(id.as_str())

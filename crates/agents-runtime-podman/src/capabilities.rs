@@ -87,10 +87,14 @@ fn of(engine: &Engine, local: bool, caller_is_root: bool, gvisor: bool) -> Runti
             "this runtime cannot filter outgoing connections yet",
             "leave allowed_endpoints empty, or use `type: native`",
         ))
-        .with_ingress_ports(Support::refused(
-            "this runtime cannot publish ports yet",
-            "leave ingress_ports empty",
-        ))
+        .with_ingress_ports(if gvisor {
+            Support::refused(
+                "podman leaves gVisor without a loopback interface, where ports are carried to",
+                "leave ingress_ports empty, or choose another runtime class",
+            )
+        } else {
+            Support::Enforced
+        })
         .with_add_capabilities(Support::Enforced)
         .with_seccomp(seccomp())
         .with_seccomp_profile(seccomp())

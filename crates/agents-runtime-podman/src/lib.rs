@@ -15,6 +15,7 @@ mod engine;
 mod error;
 mod ignore;
 mod image;
+mod ingress;
 mod judge;
 mod kernel;
 mod model;

@@ -42,6 +42,12 @@ pub(crate) fn combine(plan: &Plan, report: &Report, inspected: &View, kernel: Op
     if !told.without_network {
         state.network_interfaces = None;
     }
+    // They are ours, bound before the container was made; with them it still has no network of its own.
+    let loopback_only = state
+        .network_interfaces
+        .as_ref()
+        .is_some_and(|names| names.iter().all(|name| name == "lo"));
+    state.ingress_ports = loopback_only.then(|| plan.ingress_ports.clone());
     if let Some(private) = &mut state.private_namespaces {
         private.retain(|kind| !told.shared.iter().any(|shared| shared == kind));
     }

@@ -6,10 +6,11 @@ use std::{fs, os::unix::fs::PermissionsExt, process::ExitCode, sync::Arc};
 
 pub(crate) use variables::variable;
 
-use agents_core::{ContainerRuntime, CopyFromRequest, Exit, Process, StartRequest};
+use agents_core::{ContainerRuntime, CopyFromRequest, ExecRequest, Exit, NetworkConfig, Process, StartRequest};
 use agents_runtime_podman::{PodmanConfig, PodmanRuntime};
 use agents_testkit::{Case, Failure, hostile::hostile_outputs, probe, runtime, runtime::RuntimeFixture, trials};
 use futures_util::StreamExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Runs the shared suites over an engine as it is, and over one that has gVisor, in that class.
 pub(crate) fn run(name: &str, url: &str, gvisor: &str, image: &str) -> ExitCode {
@@ -23,6 +24,7 @@ pub(crate) fn run(name: &str, url: &str, gvisor: &str, image: &str) -> ExitCode 
         let name = class.map_or_else(|| name.to_owned(), |class| format!("{name}::{class}"));
         all.push(trials(&name, runtime::cases(), make.clone()));
         all.push(trials(&format!("{name}::probe"), probe::grouped_cases(), make.clone()));
+        all.push(trials(&format!("{name}::ports"), port_cases(), make.clone()));
         all.push(trials(&format!("{name}::hostile"), hostile_cases(), make));
     }
     agents_testkit::run(all)
@@ -44,6 +46,73 @@ async fn fixture(url: &str, image: &str, class: Option<&str>) -> Result<RuntimeF
     Ok(RuntimeFixture::new(runtime, image, shared)
         .of_class(class.map(str::to_owned))
         .keeping(dir))
+}
+
+/// Ports on loopback, into a container without a network.
+fn port_cases() -> Vec<Case<RuntimeFixture>> {
+    vec![
+        Case::new(
+            "a_port_leads_to_a_server_inside",
+            |fx: Arc<RuntimeFixture>| async move {
+                let (port, request) = with_port(&fx);
+                let container = fx.provision(request).await?;
+                assert!(
+                    container
+                        .comparison
+                        .iter()
+                        .any(|row| row.field == "network.ingress_ports" && row.holds)
+                );
+                let container = container.handle;
+                let serve = format!("nc -ll -p {port} -e cat");
+                let process = Process::new(["sh", "-c", &serve]);
+                let server = fx.runtime.exec(ExecRequest::new(container.clone(), process)).await?;
+                let begun = std::time::Instant::now();
+                let mut echoed = String::new();
+                while echoed != "hello" {
+                    assert!(begun.elapsed().as_secs() < 20, "nothing comes back: {echoed:?}");
+                    echoed = say(port, "hello").await.unwrap_or_default();
+                }
+                let interfaces = fx.sh(&container, "cat /proc/net/dev").await?.stdout.to_text();
+                assert!(!interfaces.contains("eth"), "{interfaces}");
+                drop(server);
+                fx.runtime.destroy(&container.id).await?;
+                assert!(say(port, "hello").await.is_err(), "the port outlives its container");
+                Ok(())
+            },
+        ),
+        Case::new("a_port_in_use_is_a_conflict", |fx: Arc<RuntimeFixture>| async move {
+            let (port, request) = with_port(&fx);
+            let taken = tokio::net::TcpListener::bind(("127.0.0.1", port)).await;
+            let Err(Failure::Failed(error)) = fx.provision(request).await else {
+                return Err(Failure::Skipped("the runtime publishes no ports".to_owned()));
+            };
+            assert!(
+                error.contains(&port.to_string()) && error.contains("[conflict]"),
+                "{error}"
+            );
+            drop(taken);
+            Ok(())
+        }),
+    ]
+}
+
+fn with_port(fx: &RuntimeFixture) -> (u16, agents_core::ProvisionRequest) {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+    let port = free.expect("a free port").port();
+    let network = NetworkConfig::disabled().with_ingress_ports(vec![port]);
+    (port, fx.request().with_network(network))
+}
+
+async fn say(port: u16, words: &str) -> std::io::Result<String> {
+    let talk = async {
+        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await?;
+        stream.write_all(words.as_bytes()).await?;
+        stream.shutdown().await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok(answer)
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(5), talk).await?
 }
 
 /// How much of an archive is looked at: some agents leave more than anybody wants.
