@@ -123,9 +123,14 @@ pub(crate) fn body(plan: &Plan, setting: &Setting<'_>) -> Result<ContainerCreate
     let mut tmpfs = std::collections::HashMap::new();
     for mount in &plan.mounts {
         match (&mount.source, mount.tmpfs_options()) {
-            (PlannedSource::Bind { path }, _) => mounts.push(bind(mount, path, setting.facts)?),
+            (PlannedSource::Bind { path }, _) => mounts.push(bind(mount, path, setting)?),
             (_, Some(options)) => {
-                tmpfs.insert(mount.destination.clone(), options.join(","));
+                let mut options = options.join(",");
+                // Older versions of runc give the place the mode of the image's folder, so that only its owner can write.
+                if let Some(user) = plan.user {
+                    options.push_str(&format!(",uid={},gid={}", user.uid, user.gid));
+                }
+                tmpfs.insert(mount.destination.clone(), options);
             }
             _ => {
                 return Err(Error::unsupported(format!(
@@ -232,7 +237,7 @@ fn covered(plan: &Plan, place: &str) -> bool {
     plan.mounts.iter().any(|mount| mount.destination == place)
 }
 
-fn bind(mount: &PlannedMount, path: &Path, facts: &Facts) -> Result<Mount> {
+fn bind(mount: &PlannedMount, path: &Path, setting: &Setting<'_>) -> Result<Mount> {
     let source = path
         .to_str()
         .ok_or_else(|| Error::invalid(format!("mount {}: the path {path:?} is not UTF-8", mount.destination)))?;
@@ -241,9 +246,14 @@ fn bind(mount: &PlannedMount, path: &Path, facts: &Facts) -> Result<Mount> {
         ..MountBindOptions::default()
     };
     if mount.read_only {
-        // What is mounted below would stay writable: engines since 25 can make it read-only or fail, and older ones can
-        // only leave it out.
-        if facts.api >= 44 {
+        // What is mounted below would stay writable: engines since 25 with runc or crun can make it read-only or fail, and
+        // others can only leave it out.
+        let able = |runtime: &str| {
+            ["runc", "crun", "io.containerd.runc."]
+                .iter()
+                .any(|known| runtime.starts_with(known))
+        };
+        if setting.facts.api >= 44 && !setting.gvisor && setting.runtime.is_none_or(able) {
             options.read_only_force_recursive = Some(true);
         } else {
             options.non_recursive = Some(true);
