@@ -9,8 +9,10 @@ use std::{
 };
 
 use agents_core::{
-    AdapterInfo, AuditCapabilities, AuditEvent, AuditLogger, AuditPage, AuditQuery, Availability, Error, Result,
+    AdapterInfo, AuditCapabilities, AuditEvent, AuditLogger, AuditPage, AuditQuery, Availability, Error, ErrorKind,
+    Result,
 };
+use agents_journal::{ChainKey, Checkpoint, EventVerification, GroupCommit, Keys};
 use async_trait::async_trait;
 use jiff::Timestamp;
 use tokio::sync::oneshot;
@@ -18,9 +20,10 @@ use tokio::sync::oneshot;
 use crate::{
     FileAuditConfig, SyncMode,
     error::{closed, file_error, stopped},
+    line::Line,
     reader,
     target::Target,
-    writer::{Clock, Options, Writer, create_dirs},
+    writer::{Clock, Log, Options, create_dirs},
 };
 
 /// The audit trail as JSON Lines: `YYYY-MM-DD.jsonl` in a folder, or one file.
@@ -29,40 +32,94 @@ use crate::{
 #[derive(Debug)]
 pub struct FileAudit {
     options: Options,
-    writer: Writer,
+    group: GroupCommit<Log>,
 }
 
 impl FileAudit {
-    /// Takes a configuration that has a `log_path` or a `log_file`. A relative path starts at the current folder of now.
+    /// Takes a configuration that has a `log_path`, a `log_file` or `stderr`, and no `chain_key`: the chain is a plain one. A
+    /// relative path starts at the current folder of now.
     ///
     /// # Errors
     ///
     /// `ConfigInvalid` that names the key.
     pub fn new(config: FileAuditConfig) -> Result<Self> {
-        Self::with_clock(config, Timestamp::now)
+        Self::with_key(config, ChainKey::none())
     }
 
-    fn with_clock(config: FileAuditConfig, clock: Clock) -> Result<Self> {
+    /// As [`Self::new`], with what the hash chain is sealed with. Everybody who writes to the trail should have the same key.
+    ///
+    /// # Errors
+    ///
+    /// `ConfigInvalid` that names the key.
+    pub fn with_key(config: FileAuditConfig, key: ChainKey) -> Result<Self> {
+        Self::with_clock(config, key, Timestamp::now)
+    }
+
+    fn with_clock(config: FileAuditConfig, key: ChainKey, clock: Clock) -> Result<Self> {
         config.check()?;
+        if config.chain_key.is_some() {
+            return Err(Error::invalid(
+                "chain_key is a reference, which only the factory resolves; resolve it and use FileAudit::with_key",
+            ));
+        }
         let absolute = |path: &Path| {
             std::path::absolute(path)
                 .map_err(|error| Error::io("cannot tell the current folder; write an absolute path", error))
         };
         let target = match (&config.log_path, &config.log_file) {
+            _ if config.stderr => Target::Stderr,
             (Some(folder), _) => Target::Folder(absolute(folder)?),
             (None, Some(file)) => Target::File(absolute(file)?),
-            (None, None) => return Err(Error::invalid("neither log_path nor log_file is set; set one of them")),
+            (None, None) => {
+                return Err(Error::invalid(
+                    "neither log_path nor log_file nor stderr is set; set one of them",
+                ));
+            }
         };
         let options = Options {
             target,
             create_dirs: config.create_dirs,
             sync: config.sync,
+            key,
             clock,
         };
         Ok(Self {
-            writer: Writer::new(options.clone()),
+            group: GroupCommit::new("audit-file", Log::new(options.clone())),
             options,
         })
+    }
+
+    /// Verifies the hash chain of the whole trail.
+    ///
+    /// `known` are checkpoints that were kept elsewhere: they find a tail that was cut off, and where there is no key, a
+    /// chain that was computed anew. Lines from before there was a chain are counted.
+    ///
+    /// # Errors
+    ///
+    /// When the files cannot be read; `Unsupported` for standard error. What is wrong with the trail is a value.
+    pub async fn verify(&self, keys: &Keys, known: &[Checkpoint]) -> Result<EventVerification> {
+        self.needs_files()?;
+        let target = self.options.target.clone();
+        let (keys, known) = (keys.clone(), known.to_vec());
+        off_runtime(move |_| reader::verify(&target, keys, known)).await
+    }
+
+    /// Forces everything to disk, and proves how far the chain goes. Keep it elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` when nothing is on record; those of the disk; `Conflict` after `shutdown`.
+    pub async fn checkpoint(&self) -> Result<Checkpoint> {
+        self.group.call(Log::checkpoint).await.map_err(of_log)
+    }
+
+    fn needs_files(&self) -> Result<()> {
+        match self.options.target {
+            Target::Stderr => Err(Error::unsupported(
+                "standard error cannot be read back; set log_path to write files",
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// The cursor behind the last record, from which a query finds what is appended later.
@@ -71,6 +128,7 @@ impl FileAudit {
     ///
     /// When the files cannot be read.
     pub async fn end_cursor(&self) -> Result<String> {
+        self.needs_files()?;
         let target = self.options.target.clone();
         let clock = self.options.clock;
         off_runtime(move |_| reader::end(&target, clock())).await
@@ -84,9 +142,10 @@ impl AuditLogger for FileAudit {
     }
 
     fn capabilities(&self) -> AuditCapabilities {
+        let files = !matches!(self.options.target, Target::Stderr);
         AuditCapabilities::none()
-            .with_query(true)
-            .with_durable(self.options.sync == SyncMode::EveryCommit)
+            .with_query(files)
+            .with_durable(files && self.options.sync == SyncMode::EveryCommit)
     }
 
     async fn check_availability(&self) -> Result<Availability> {
@@ -104,16 +163,16 @@ impl AuditLogger for FileAudit {
     }
 
     async fn emit(&self, event: AuditEvent) -> Result<()> {
-        let mut lines = Vec::with_capacity(512);
-        push_line(&event, &mut lines)?;
-        self.writer.append(lines).await
+        let line = Line::new(&event)?;
+        self.group.commit(vec![line]).await.map_err(of_log)
     }
 
     async fn emit_batch(&self, events: Vec<AuditEvent>) -> Result<Vec<Result<()>>> {
-        let mut lines = Vec::with_capacity(512 * events.len());
-        let mut outcomes: Vec<_> = events.iter().map(|event| push_line(event, &mut lines)).collect();
+        let mut lines = Vec::with_capacity(events.len());
+        let take = |event: &AuditEvent| Line::new(event).map(|line| lines.push(line));
+        let mut outcomes: Vec<_> = events.iter().map(take).collect();
         if !lines.is_empty() {
-            self.writer.append(lines).await?;
+            self.group.commit(lines).await.map_err(of_log)?;
         } else if let Some(Err(error)) = outcomes.pop() {
             return Err(error);
         }
@@ -121,39 +180,29 @@ impl AuditLogger for FileAudit {
     }
 
     async fn query(&self, query: AuditQuery) -> Result<AuditPage> {
-        if self.writer.is_closed() {
+        if self.group.is_closed() {
             return Err(closed());
         }
+        self.needs_files()?;
         let target = self.options.target.clone();
         off_runtime(move |wanted| reader::page(&target, &query, wanted)).await
     }
 
     async fn flush(&self) -> Result<()> {
-        self.writer.flush().await
+        self.group.call(Log::flush).await.map_err(of_log)
     }
 
     async fn shutdown(&self) -> Result<()> {
-        self.writer.shutdown().await
+        self.group.close(Log::flush).await.map_err(of_log)
     }
 }
 
-/// Appends an event as a line.
-fn push_line(event: &AuditEvent, lines: &mut Vec<u8>) -> Result<()> {
-    let start = lines.len();
-    let written = serde_json::to_writer(&mut *lines, event);
-    lines.push(b'\n');
-    let length = lines.len() - start;
-    let fault = match written {
-        Ok(()) if length <= reader::MAX_LINE => return Ok(()),
-        Ok(()) => Error::invalid(format!(
-            "the {} event has {length} bytes, and a record has at most {}; put large data into an artifact",
-            event.event_type,
-            reader::MAX_LINE
-        )),
-        Err(error) => Error::unexpected(format!("the {} event is no JSON", event.event_type)).with_source(error),
-    };
-    lines.truncate(start);
-    Err(fault)
+/// Of the queue, only that it is closed is of interest, in the words of this sink.
+fn of_log(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::Conflict => closed(),
+        _ => error,
+    }
 }
 
 /// Does blocking work on a thread of its own, whatever the runtime. The work gets a question that turns false when the
@@ -179,6 +228,9 @@ async fn off_runtime<T: Send + 'static>(
 }
 
 fn availability(options: &Options) -> Availability {
+    if matches!(options.target, Target::Stderr) {
+        return Availability::ready().with_fact("writes to standard error");
+    }
     match try_write(options) {
         Ok(fact) => Availability::ready().with_fact(fact),
         Err(error) => Availability::unavailable(error.report(), "set log_path to a folder that this user can write to"),
@@ -239,7 +291,7 @@ mod tests {
     #[tokio::test]
     async fn a_new_day_has_a_new_file_and_no_day_comes_back() {
         let folder = tempfile::tempdir().unwrap();
-        let audit = FileAudit::with_clock(FileAuditConfig::folder(folder.path()), now).unwrap();
+        let audit = FileAudit::with_clock(FileAuditConfig::folder(folder.path()), ChainKey::none(), now).unwrap();
         let lines = |day: &str| {
             let text = fs::read_to_string(folder.path().join(format!("{day}.jsonl"))).unwrap_or_default();
             text.lines().count()

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use agents_core::{Error, Result};
+use agents_core::{Error, Result, SecretRef};
 use serde::{Deserialize, Serialize};
 
 /// The configuration of a [`FileAudit`](crate::FileAudit).
@@ -15,6 +15,11 @@ pub struct FileAuditConfig {
     pub log_path: Option<PathBuf>,
     /// One file for everything, instead of daily ones. Default: none. Example: `/var/log/agents.jsonl`.
     pub log_file: Option<PathBuf>,
+    /// Standard error instead of files, which cannot be read back and is not durable. Default: `false`. Example: `true`.
+    pub stderr: bool,
+    /// The secret with which the hash chain is sealed, at least 16 bytes. Default: none, a plain chain.
+    /// Example: `file:/etc/agents/audit.key`.
+    pub chain_key: Option<SecretRef>,
     /// Whether a missing folder is created, with mode 0700. Default: `true`.
     pub create_dirs: bool,
     /// When records are forced to disk. Default: `every_commit`. Example: `none`.
@@ -38,6 +43,8 @@ impl Default for FileAuditConfig {
         Self {
             log_path: None,
             log_file: None,
+            stderr: false,
+            chain_key: None,
             create_dirs: true,
             sync: SyncMode::EveryCommit,
         }
@@ -61,6 +68,21 @@ impl FileAuditConfig {
         }
     }
 
+    /// Standard error instead of files.
+    pub fn stderr() -> Self {
+        Self {
+            stderr: true,
+            ..Self::default()
+        }
+    }
+
+    /// Sets the secret with which the hash chain is sealed.
+    #[must_use]
+    pub fn with_chain_key(mut self, key: Option<SecretRef>) -> Self {
+        self.chain_key = key;
+        self
+    }
+
     /// Sets whether a missing folder is created.
     #[must_use]
     pub fn with_create_dirs(mut self, create_dirs: bool) -> Self {
@@ -80,6 +102,11 @@ impl FileAuditConfig {
         if self.log_path.is_some() && self.log_file.is_some() {
             return Err(Error::invalid(
                 "log_path and log_file exclude each other; keep log_path for daily files or log_file for a single one",
+            ));
+        }
+        if self.stderr && (self.log_path.is_some() || self.log_file.is_some()) {
+            return Err(Error::invalid(
+                "stderr excludes log_path and log_file; leave it out to write files, or leave them out",
             ));
         }
         if let Some(folder) = &self.log_path {
@@ -121,6 +148,10 @@ mod tests {
             (json!({"log_path": "/a"}), FileAuditConfig::folder("/a")),
             (json!({"log_file": "/a/b.jsonl"}), FileAuditConfig::file("/a/b.jsonl")),
             (
+                json!({"stderr": true, "chain_key": "env:KEY"}),
+                FileAuditConfig::stderr().with_chain_key("env:KEY".parse().ok()),
+            ),
+            (
                 json!({"create_dirs": false, "sync": "none"}),
                 FileAuditConfig::default()
                     .with_create_dirs(false)
@@ -135,6 +166,7 @@ mod tests {
         for value in [
             json!({"log_dir": "/a"}),
             json!({"sync": "never"}),
+            json!({"chain_key": "a literal secret"}),
             json!({"create_dirs": 1}),
             json!({"log_path": 3}),
         ] {
@@ -143,7 +175,8 @@ mod tests {
                 "{value}"
             );
         }
-        let bad: [(Value, &str); 6] = [
+        let bad: [(Value, &str); 7] = [
+            (json!({"stderr": true, "log_file": "/b"}), "stderr excludes"),
             (json!({"log_path": "/a", "log_file": "/b"}), "exclude each other"),
             (json!({"log_path": ""}), "log_path is empty"),
             (json!({"log_path": "/a\u{0}b"}), "log_path is empty or holds NUL"),

@@ -27,7 +27,7 @@ impl Cursor {
         Self::read(text, target).ok_or_else(|| {
             let form = match target {
                 Target::Folder(_) => "YYYY-MM-DD:OFFSET",
-                Target::File(_) => "file:OFFSET",
+                Target::File(_) | Target::Stderr => "file:OFFSET",
             };
             Error::invalid(format!(
                 "{text:?} is not a cursor of this audit log; pass on what a page gave as {form}, or none"
@@ -40,7 +40,7 @@ impl Cursor {
         let day = match target {
             Target::Folder(_) => Some(parse_day(file)?),
             Target::File(_) if file == SINGLE => None,
-            Target::File(_) => return None,
+            Target::File(_) | Target::Stderr => return None,
         };
         let offset: u64 = digits.parse().ok()?;
         (offset.to_string() == digits).then_some(Self { day, offset })

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use agents_core::{AuditLogger, BuildContext, Factory, Result};
+use agents_journal::ChainKey;
 use async_trait::async_trait;
 
 use crate::{FileAudit, FileAuditConfig};
@@ -23,9 +24,16 @@ impl Factory for FileAuditFactory {
     }
 
     async fn build(mut config: FileAuditConfig, context: &BuildContext) -> Result<Arc<dyn AuditLogger>> {
-        if config.log_file.is_none() {
+        if config.log_file.is_none() && !config.stderr {
             config.log_path.get_or_insert_with(|| context.state_dir.join("audit"));
         }
-        Ok(Arc::new(FileAudit::new(config)?))
+        let key = match config.chain_key.take() {
+            Some(reference) => {
+                let secret = context.secrets.resolve(&reference).await?;
+                ChainKey::hmac(secret.expose()).map_err(|error| error.with_context("chain_key", reference))?
+            }
+            None => ChainKey::none(),
+        };
+        Ok(Arc::new(FileAudit::with_key(config, key)?))
     }
 }

@@ -6,7 +6,9 @@ mod config;
 mod cursor;
 mod error;
 mod factory;
+mod line;
 mod reader;
+mod tail;
 mod target;
 mod writer;
 

@@ -9,6 +9,7 @@ use std::{
 };
 
 use agents_core::{AuditEvent, AuditPage, AuditQuery, Error, Result};
+use agents_journal::{Checkpoint, EventVerification, EventVerifier, Keys, Reading};
 use jiff::{Timestamp, ToSpan};
 
 use crate::{
@@ -86,6 +87,29 @@ pub(crate) fn end(target: &Target, now: Timestamp) -> Result<String> {
         None => 0,
     };
     Ok(Cursor { day: log.day, offset }.to_string())
+}
+
+/// Verifies the chain of everything that is there.
+pub(crate) fn verify(target: &Target, keys: Keys, known: Vec<Checkpoint>) -> Result<EventVerification> {
+    let mut verifier = EventVerifier::new(keys, Reading::Ordered, known);
+    let mut line = Vec::new();
+    for log in files(target, &AuditQuery::new(), None)? {
+        let Some(mut lines) = Lines::open(&log, 0)? else {
+            continue;
+        };
+        loop {
+            let read = lines.next(&mut line);
+            match read.map_err(|error| file_error("read", &log.path, &error))? {
+                Line::End => break,
+                Line::TooLong => verifier.push_unreadable(),
+                Line::Whole => match serde_json::from_slice(&line) {
+                    Ok(event) => verifier.push(&event),
+                    Err(_) => verifier.push_unreadable(),
+                },
+            }
+        }
+    }
+    Ok(verifier.finish())
 }
 
 fn warn_of(skipped: u64, log: &LogFile) {

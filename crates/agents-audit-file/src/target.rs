@@ -14,6 +14,8 @@ pub(crate) enum Target {
     Folder(PathBuf),
     /// This file.
     File(PathBuf),
+    /// Standard error, which cannot be read back.
+    Stderr,
 }
 
 /// One of the files of the trail.
@@ -29,6 +31,7 @@ impl Target {
     pub(crate) fn path(&self) -> &Path {
         match self {
             Self::Folder(path) | Self::File(path) => path,
+            Self::Stderr => Path::new("/dev/stderr"),
         }
     }
 
@@ -37,6 +40,7 @@ impl Target {
         match self {
             Self::Folder(path) => path,
             Self::File(path) => path.parent().unwrap_or(path),
+            Self::Stderr => self.path(),
         }
     }
 
@@ -45,9 +49,9 @@ impl Target {
     pub(crate) fn current(&self, now: Timestamp, open: Option<Date>) -> LogFile {
         match self {
             Self::Folder(_) => self.daily(day_of(now).max(open.unwrap_or(Date::MIN))),
-            Self::File(path) => LogFile {
+            Self::File(_) | Self::Stderr => LogFile {
                 day: None,
-                path: path.clone(),
+                path: self.path().to_owned(),
             },
         }
     }
@@ -59,9 +63,9 @@ impl Target {
                 day: Some(day),
                 path: folder.join(format!("{day}.jsonl")),
             },
-            Self::File(path) => LogFile {
+            Self::File(_) | Self::Stderr => LogFile {
                 day: None,
-                path: path.clone(),
+                path: self.path().to_owned(),
             },
         }
     }
@@ -82,6 +86,7 @@ impl Target {
                 }
                 files.sort_unstable_by_key(|file| file.day);
             }
+            Self::Stderr => {}
             Self::File(path) => {
                 if path.try_exists()? {
                     files.push(LogFile {

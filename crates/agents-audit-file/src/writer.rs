@@ -1,4 +1,4 @@
-//! The thread that writes: everything that waits shares one write and one `fdatasync`.
+//! The far end of the log: what is on disk, and how it gets there.
 //!
 //! Appending follows these rules, so that several processes can share a file:
 //!
@@ -8,30 +8,29 @@
 //! - A write that fails is cut off again before the lock is released, so that a record is either whole or not there.
 //! - After the lock is held, the file must still be the one of its path and of this day. Otherwise it was moved away or
 //!   removed, and records would be acknowledged into a file that nobody reads.
+//! - All who share a trail continue one chain. Who finds the file longer than it left it reads the last link from it; a new
+//!   day goes on from the file before.
+//! - When a file cannot be forced to disk, what the kernel still shows of it need not be there. The next writer puts a
+//!   copy in its place, under the lock, before anything is acknowledged after it.
 
 use std::{
-    fs::{DirBuilder, File, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-    thread,
-    time::{Duration, Instant},
 };
 
-use agents_core::{Error, Result};
-use jiff::{Timestamp, civil::Date};
-use tokio::sync::oneshot;
+use agents_core::{Error, ErrorKind, Result};
+use agents_journal::{Chain, ChainKey, Checkpoint, CheckpointKind, Sink};
+use jiff::{Timestamp, ToSpan, civil::Date};
 
 use crate::{
     config::SyncMode,
-    error::{closed, file_error, stopped},
-    target::{LogFile, Target},
+    error::file_error,
+    line::Line,
+    tail::{WRITER, last_link},
+    target::{LogFile, Target, day_of},
 };
-
-/// How long the thread looks for new work before it sleeps. Waking a thread costs up to a quarter of an `fdatasync`, and
-/// who has just got an answer often has the next event at hand.
-const LINGER: Duration = Duration::from_micros(50);
 
 /// The largest buffer that is kept from one group to the next.
 const KEPT_BUFFER: usize = 1 << 20;
@@ -39,177 +38,14 @@ const KEPT_BUFFER: usize = 1 << 20;
 /// The time, which tests replace.
 pub(crate) type Clock = fn() -> Timestamp;
 
-/// How the thread writes.
+/// How the log is written.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
     pub(crate) target: Target,
     pub(crate) create_dirs: bool,
     pub(crate) sync: SyncMode,
+    pub(crate) key: ChainKey,
     pub(crate) clock: Clock,
-}
-
-/// The near end of the thread, which starts with the first job and ends after the last one once this is dropped.
-#[derive(Debug)]
-pub(crate) struct Writer {
-    queue: Arc<Queue>,
-    options: Options,
-}
-
-#[derive(Debug, Default)]
-struct Queue {
-    state: Mutex<State>,
-    ready: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    jobs: Vec<Job>,
-    started: bool,
-    closed: bool,
-}
-
-/// Whole lines to append. Without any, everything before is forced to disk.
-#[derive(Debug)]
-struct Job {
-    lines: Vec<u8>,
-    done: oneshot::Sender<Result<()>>,
-}
-
-impl Writer {
-    pub(crate) fn new(options: Options) -> Self {
-        Self {
-            queue: Arc::default(),
-            options,
-        }
-    }
-
-    /// Appends whole lines, and returns once they are as durable as configured.
-    pub(crate) async fn append(&self, lines: Vec<u8>) -> Result<()> {
-        let answer = self.submit(lines)?;
-        answer.await.map_err(|_| stopped())?
-    }
-
-    /// Returns once everything before is on disk.
-    pub(crate) async fn flush(&self) -> Result<()> {
-        self.append(Vec::new()).await
-    }
-
-    /// Refuses further jobs, and returns once those before are done and the file is closed.
-    pub(crate) async fn shutdown(&self) -> Result<()> {
-        let answer = {
-            let mut state = self.queue.lock();
-            if state.closed {
-                return Err(closed());
-            }
-            state.closed = true;
-            if !state.started {
-                return Ok(());
-            }
-            state.push(Vec::new())
-        };
-        self.queue.ready.notify_one();
-        answer.await.map_err(|_| stopped())?
-    }
-
-    /// Whether `shutdown` was called.
-    pub(crate) fn is_closed(&self) -> bool {
-        self.queue.lock().closed
-    }
-
-    fn submit(&self, lines: Vec<u8>) -> Result<oneshot::Receiver<Result<()>>> {
-        let mut state = self.queue.lock();
-        if state.closed {
-            return Err(closed());
-        }
-        if !state.started {
-            let queue = Arc::clone(&self.queue);
-            let options = self.options.clone();
-            thread::Builder::new()
-                .name("audit-file".to_owned())
-                .spawn(move || run(&CloseOnDrop(queue), options))
-                .map_err(|error| Error::io("cannot start the audit thread; allow this process more threads", error))?;
-            state.started = true;
-        }
-        let answer = state.push(lines);
-        drop(state);
-        self.queue.ready.notify_one();
-        Ok(answer)
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        self.queue.lock().closed = true;
-        self.queue.ready.notify_one();
-    }
-}
-
-impl State {
-    fn push(&mut self, lines: Vec<u8>) -> oneshot::Receiver<Result<()>> {
-        let (done, answer) = oneshot::channel();
-        self.jobs.push(Job { lines, done });
-        answer
-    }
-}
-
-impl Queue {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Everything that waits; none once it is closed and empty.
-    fn take(&self) -> Vec<Job> {
-        let late = Instant::now() + LINGER;
-        let mut state = self.lock();
-        while state.jobs.is_empty() && Instant::now() < late {
-            drop(state);
-            thread::yield_now();
-            state = self.lock();
-        }
-        let mut state = self
-            .ready
-            .wait_while(state, |state| state.jobs.is_empty() && !state.closed)
-            .unwrap_or_else(PoisonError::into_inner);
-        std::mem::take(&mut state.jobs)
-    }
-}
-
-/// Fails whatever still waits when the thread ends, also by a panic: nobody must wait for an answer that never comes.
-struct CloseOnDrop(Arc<Queue>);
-
-impl Drop for CloseOnDrop {
-    fn drop(&mut self) {
-        let mut state = self.0.lock();
-        state.closed = true;
-        state.jobs.clear();
-    }
-}
-
-fn run(queue: &CloseOnDrop, options: Options) {
-    let mut log = Log {
-        options,
-        open: None,
-        day: None,
-    };
-    let mut buffer = Vec::new();
-    loop {
-        let jobs = queue.0.take();
-        if jobs.is_empty() {
-            return;
-        }
-        buffer.clear();
-        buffer.shrink_to(KEPT_BUFFER);
-        for job in &jobs {
-            buffer.extend_from_slice(&job.lines);
-        }
-        let flush = jobs.iter().any(|job| job.lines.is_empty());
-        let outcome = log.commit(&buffer, flush);
-        for job in jobs {
-            let answer = outcome.as_ref().map_err(Failure::error).copied();
-            // Who does not wait any more has no use for the answer.
-            let _ = job.done.send(answer);
-        }
-    }
 }
 
 /// What went wrong with a group, for each of those who wait for it.
@@ -231,74 +67,188 @@ impl Failure {
     }
 }
 
-/// The far end: the file that is open.
-struct Log {
+/// The log, open for writing.
+#[derive(Debug)]
+pub(crate) struct Log {
     options: Options,
-    /// None at the start and after every error: what the kernel knows about an open file after an error, above all after
-    /// a failed `fdatasync`, is unclear.
+    /// None at the start and after every error.
     open: Option<Open>,
     /// The day of the last file.
     day: Option<Date>,
+    /// The end of the chain, as far as it was seen.
+    chain: Option<Chain>,
+    /// A sync has failed, so that what can be read need not be on disk.
+    doubtful: bool,
+    buffer: Vec<u8>,
 }
 
+#[derive(Debug)]
 struct Open {
     log: LogFile,
     file: File,
     unsynced: bool,
+    /// The length at which the chain ends.
+    seen: Option<u64>,
 }
 
-impl Open {
-    fn sync(&mut self) -> Result<(), Failure> {
-        if self.unsynced {
-            self.file
-                .sync_data()
-                .map_err(Failure::of("force to disk", &self.log.path))?;
-            self.unsynced = false;
-        }
-        Ok(())
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        failure.error()
+    }
+}
+
+impl Sink for Log {
+    /// None for everything before to be forced to disk.
+    type Payload = Vec<Line>;
+    type Receipt = ();
+
+    fn size(lines: &Vec<Line>) -> usize {
+        lines.iter().map(Line::size).sum()
+    }
+
+    fn commit(&mut self, batches: Vec<Vec<Line>>) -> Vec<Result<()>> {
+        let lines: Vec<_> = batches.iter().flatten().collect();
+        let outcome = match &self.options.target {
+            Target::Stderr => self.print(&lines),
+            _ => self.append(&lines),
+        };
+        batches
+            .iter()
+            .map(|_| outcome.as_ref().map_err(Failure::error).copied())
+            .collect()
     }
 }
 
 impl Log {
-    /// Appends the lines, and forces them to disk if that is configured or asked for.
-    fn commit(&mut self, lines: &[u8], flush: bool) -> Result<(), Failure> {
-        let mut open = if lines.is_empty() {
-            self.open.take()
-        } else {
-            Some(self.append(lines)?)
-        };
-        if (flush || self.options.sync == SyncMode::EveryCommit)
-            && let Some(open) = &mut open
-        {
-            open.sync()?;
+    pub(crate) fn new(options: Options) -> Self {
+        Self {
+            options,
+            open: None,
+            day: None,
+            chain: None,
+            doubtful: false,
+            buffer: Vec::new(),
         }
-        self.open = open;
+    }
+
+    /// Forces everything to disk.
+    pub(crate) fn flush(&mut self) -> Result<()> {
+        if let Some(mut open) = self.open.take() {
+            self.sync(&mut open)?;
+            self.open = Some(open);
+        }
+        if self.doubtful {
+            let open = self.lock()?;
+            self.release(open)?;
+        }
         Ok(())
     }
 
-    fn append(&mut self, lines: &[u8]) -> Result<Open, Failure> {
-        let mut open = self.lock()?;
-        let written = append(&open.file, lines);
-        let unlocked = open.file.unlock();
-        written.and(unlocked).map_err(Failure::of("write to", &open.log.path))?;
-        open.unsynced = true;
-        Ok(open)
+    /// Forces everything to disk and proves how far the chain goes.
+    pub(crate) fn checkpoint(&mut self) -> Result<Checkpoint> {
+        if !matches!(self.options.target, Target::Stderr) {
+            let open = self.lock()?;
+            self.release(open)?;
+            self.flush()?;
+        }
+        let chain = self.chain.as_ref().filter(|chain| chain.sequence() > 0);
+        let chain = chain.ok_or_else(|| {
+            Error::new(
+                ErrorKind::NotFound,
+                "nothing is on record yet; make a checkpoint after an event",
+            )
+        })?;
+        Ok(chain.checkpoint(CheckpointKind::Point))
     }
 
-    /// The file of this day, locked.
+    /// Puts the lines into the buffer, and says where the chain ends with them.
+    fn encode(&mut self, lines: &[&Line]) -> Chain {
+        let mut chain = match &self.chain {
+            Some(chain) => chain.clone(),
+            None => {
+                let id = uuid::Uuid::now_v7();
+                Chain::new(self.options.key.clone(), format!("{WRITER}{id}"))
+            }
+        };
+        self.buffer.clear();
+        self.buffer.shrink_to(KEPT_BUFFER);
+        for line in lines {
+            line.push(&mut chain, &mut self.buffer);
+        }
+        chain
+    }
+
+    fn print(&mut self, lines: &[&Line]) -> Result<(), Failure> {
+        let chain = self.encode(lines);
+        io::stderr()
+            .lock()
+            .write_all(&self.buffer)
+            .map_err(Failure::of("write to", self.options.target.path()))?;
+        self.chain = Some(chain);
+        Ok(())
+    }
+
+    fn append(&mut self, lines: &[&Line]) -> Result<(), Failure> {
+        if lines.is_empty() {
+            return Ok(());
+        }
+        let mut open = self.lock()?;
+        let chain = self.encode(lines);
+        let written = append(&open.file, &self.buffer);
+        let unlocked = open.file.unlock();
+        let length = written.map_err(Failure::of("write to", &open.log.path))?;
+        self.chain = Some(chain);
+        unlocked.map_err(Failure::of("unlock", &open.log.path))?;
+        open.seen = Some(length);
+        open.unsynced = true;
+        if self.options.sync == SyncMode::EveryCommit {
+            self.sync(&mut open)?;
+        }
+        self.open = Some(open);
+        Ok(())
+    }
+
+    fn release(&mut self, open: Open) -> Result<(), Failure> {
+        open.file.unlock().map_err(Failure::of("unlock", &open.log.path))?;
+        self.open = Some(open);
+        Ok(())
+    }
+
+    fn sync(&mut self, open: &mut Open) -> Result<(), Failure> {
+        if open.unsynced {
+            let synced = open.file.sync_data();
+            self.doubtful |= synced.is_err();
+            synced.map_err(Failure::of("force to disk", &open.log.path))?;
+            open.unsynced = false;
+        }
+        Ok(())
+    }
+
+    /// The file of this day, locked, with the end of the chain known.
     fn lock(&mut self) -> Result<Open, Failure> {
         // Once for a new day, once for a file that was moved away; more often only when somebody does that all the time.
         for _ in 0..16 {
             let mut open = match self.open.take() {
                 Some(open) => open,
-                None => self.open_file(self.current())?,
+                None => {
+                    self.find_day()?;
+                    self.open_file(self.current())?
+                }
             };
             self.day = open.log.day;
             lock(&open.file).map_err(Failure::of("lock", &open.log.path))?;
-            if open.log == self.current() && is_at(&open.file, &open.log.path) {
-                return Ok(open);
+            // Also of a file that is left: nobody writes to it any more.
+            self.find_chain(&mut open)?;
+            if open.log != self.current() || !is_at(&open.file, &open.log.path) {
+                self.sync(&mut open)?;
+                continue;
             }
-            open.sync()?;
+            if self.doubtful {
+                rewrite(&open).map_err(Failure::of("rewrite", &open.log.path))?;
+                self.doubtful = false;
+                continue;
+            }
+            return Ok(open);
         }
         let moved = io::Error::other("somebody moves it away again and again");
         Err(Failure::of("keep hold of", &self.current().path)(moved))
@@ -306,6 +256,51 @@ impl Log {
 
     fn current(&self) -> LogFile {
         self.options.target.current((self.options.clock)(), self.day)
+    }
+
+    /// Never goes back to an earlier file when the clock was set back, save for one whose day is far off.
+    fn find_day(&mut self) -> Result<(), Failure> {
+        if self.day.is_none() {
+            let target = &self.options.target;
+            let files = target.files().map_err(Failure::of("look for", target.path()))?;
+            let tomorrow = day_of((self.options.clock)()).saturating_add(1.day());
+            self.day = files
+                .into_iter()
+                .filter_map(|file| file.day)
+                .filter(|day| *day <= tomorrow)
+                .max();
+        }
+        Ok(())
+    }
+
+    /// Takes up the chain where the file, or the one before it, ends.
+    fn find_chain(&mut self, open: &mut Open) -> Result<(), Failure> {
+        let fail = |error| Failure::of("read", &open.log.path)(error);
+        let length = open.file.metadata().map_err(fail)?.len();
+        if self.chain.is_some() && open.seen == Some(length) {
+            return Ok(());
+        }
+        let mut last = last_link(&open.file, length).map_err(fail)?;
+        if last.is_none() {
+            let before = self.options.target.files().map_err(fail)?.into_iter();
+            for log in before.filter(|log| log.day < open.log.day).rev() {
+                last = last_link_of(&log.path).map_err(Failure::of("read", &log.path))?;
+                if last.is_some() {
+                    break;
+                }
+            }
+        }
+        open.seen = Some(length);
+        let Some(last) = last else {
+            return Ok(());
+        };
+        let known = self.chain.as_ref();
+        if !known.is_some_and(|known| known.writer() == last.writer && known.sequence() > last.sequence) {
+            let resumed =
+                Chain::resume(self.options.key.clone(), &last).map_err(|error| fail(io::Error::other(error)))?;
+            self.chain = Some(resumed);
+        }
+        Ok(())
     }
 
     fn open_file(&self, log: LogFile) -> Result<Open, Failure> {
@@ -330,12 +325,49 @@ impl Log {
             log,
             file,
             unsynced: false,
+            seen: None,
         })
     }
 }
 
-/// Appends to a locked file, all or nothing.
-fn append(mut file: &File, lines: &[u8]) -> io::Result<()> {
+/// The last link of a file that others may be writing to.
+fn last_link_of(path: &Path) -> io::Result<Option<agents_core::ChainLink>> {
+    let file = File::open(path)?;
+    lock(&file)?;
+    let link = last_link(&file, file.metadata()?.len());
+    file.unlock()?;
+    link
+}
+
+/// Puts a copy in the place of a locked file. Everybody notices that theirs is not the one of the path any more.
+fn rewrite(open: &Open) -> io::Result<()> {
+    if !open.file.metadata()?.is_file() {
+        return Ok(());
+    }
+    let path = &open.log.path;
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".rewrite-{}", std::process::id()));
+    let fresh = path.with_file_name(name);
+    // What a crash left behind, or nothing.
+    let _ = fs::remove_file(&fresh);
+    let mut to = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&fresh)?;
+    let copied = File::open(path)
+        .and_then(|mut from| io::copy(&mut from, &mut to))
+        .and_then(|_| to.sync_all())
+        .and_then(|()| fs::rename(&fresh, path));
+    if copied.is_err() {
+        let _ = fs::remove_file(&fresh);
+    }
+    copied?;
+    path.parent().map_or(Ok(()), sync_folder)
+}
+
+/// Appends to a locked file, all or nothing, and says how long it is then.
+fn append(mut file: &File, lines: &[u8]) -> io::Result<u64> {
     let length = file.metadata()?.len();
     let written = if ends_torn(file, length)? {
         file.write_all(b"\n").and_then(|()| file.write_all(lines))
@@ -346,7 +378,8 @@ fn append(mut file: &File, lines: &[u8]) -> io::Result<()> {
         // When this fails too, the next writer finds the torn record and isolates it.
         let _ = file.set_len(length);
     }
-    written
+    written?;
+    Ok(file.metadata()?.len())
 }
 
 fn ends_torn(file: &File, length: u64) -> io::Result<bool> {

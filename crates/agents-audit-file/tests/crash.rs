@@ -1,4 +1,4 @@
-//! Writers that are killed, or run out of room. The program starts itself as the writer.
+//! Writers that are killed, run out of room, or print. The program starts itself as the writer.
 
 use std::{
     collections::HashSet,
@@ -14,6 +14,7 @@ use std::{
 
 use agents_audit_file::{FileAudit, FileAuditConfig};
 use agents_core::{AuditEvent, AuditLogger, AuditQuery, ErrorKind, EventType};
+use agents_journal::{ChainKey, Keys, verify_events};
 use agents_testkit::{libtest_mimic::Trial, run};
 use tokio::runtime::{Builder, Runtime};
 
@@ -27,11 +28,13 @@ fn main() -> ExitCode {
         return run([vec![
             trial("kill_at_random_points_loses_nothing_acknowledged", kill),
             trial("a_write_that_does_not_fit_leaves_no_part", full),
+            trial("standard_error_has_the_lines_with_their_chain", stderr),
         ]]);
     };
     let folder = env::args().nth(1).unwrap_or_default();
     let outcome = match writer.as_str() {
         "endless" => endless(Path::new(&folder)),
+        "stderr" => to_stderr(),
         _ => overfull(Path::new(&folder)),
     };
     match outcome {
@@ -111,6 +114,10 @@ fn kill() -> Outcome {
         acknowledged.len()
     );
     let found = all(folder.path())?;
+    let audit = FileAudit::new(FileAuditConfig::folder(folder.path()))?;
+    let verified = runtime()?.block_on(audit.verify(&Keys::none(), &[]))?;
+    assert_eq!(verified.fault, None);
+    assert_eq!(verified.writers.len(), 1);
     let missing = acknowledged.iter().filter(|id| !found.contains(*id)).count();
     assert_eq!(missing, 0, "of {} acknowledged", acknowledged.len());
     Ok(())
@@ -160,5 +167,42 @@ fn full() -> Outcome {
     for line in text.lines() {
         serde_json::from_str::<AuditEvent>(line)?;
     }
+    Ok(())
+}
+
+/// Emits five events to standard error, which cannot be read back.
+fn to_stderr() -> Outcome {
+    let audit = FileAudit::with_key(FileAuditConfig::stderr(), key()?)?;
+    assert!(!audit.capabilities().query && !audit.capabilities().durable);
+    let runtime = runtime()?;
+    runtime.block_on(async {
+        assert!(audit.check_availability().await?.available);
+        for n in 0..5 {
+            audit.emit(event().with_fact("n", n)).await?;
+        }
+        audit.flush().await?;
+        let query = audit.query(AuditQuery::new()).await;
+        assert_eq!(query.err().map(|error| error.kind()), Some(ErrorKind::Unsupported));
+        let verified = audit.verify(&Keys::none(), &[]).await;
+        assert_eq!(verified.err().map(|error| error.kind()), Some(ErrorKind::Unsupported));
+        assert_eq!(audit.checkpoint().await?.sequence, 5);
+        audit.shutdown().await?;
+        Ok(())
+    })
+}
+
+fn key() -> agents_core::Result<ChainKey> {
+    ChainKey::hmac(&[7; 32])
+}
+
+fn stderr() -> Outcome {
+    let output = Command::new(env::current_exe()?).env(WRITER, "stderr").output()?;
+    assert!(output.status.success(), "{output:?}");
+    let mut events = Vec::new();
+    for line in output.stderr.lines() {
+        events.push(serde_json::from_str::<AuditEvent>(&line?)?);
+    }
+    let found = verify_events(events, &Keys::none().with(&key()?), &[]);
+    assert_eq!((found.fault, found.events), (None, 5));
     Ok(())
 }

@@ -269,7 +269,7 @@ pub struct AuditEvent {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ChainLink {
-    /// The writer, a UUID; each has a chain of its own.
+    /// Who put it on record: a unique name, such as a UUID. Each has a chain of its own.
     pub writer: String,
     /// The place in the chain: 1 for the first event, without gaps.
     pub sequence: u64,

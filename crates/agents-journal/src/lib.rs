@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+mod chain;
 mod disk;
 mod error;
 mod event;
@@ -23,6 +24,7 @@ mod tests;
 mod verify;
 mod verify_events;
 
+pub use chain::Chain;
 pub use event::canonical;
 pub use fault::{Fault, FaultKind};
 pub use group::{GroupCommit, Sink};

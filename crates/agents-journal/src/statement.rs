@@ -15,7 +15,7 @@ use crate::{
 pub struct Checkpoint {
     /// What it says.
     pub kind: CheckpointKind,
-    /// The writer, a UUID.
+    /// The writer.
     pub writer: String,
     /// The last record that it covers; 0 before the first one.
     pub sequence: u64,
@@ -23,7 +23,7 @@ pub struct Checkpoint {
     pub hash: Hash,
     /// When it was said.
     pub time: Timestamp,
-    /// At least every so many records this writer makes a checkpoint.
+    /// At least every so many records this writer makes a checkpoint; 0 when it makes none of itself.
     pub every: u32,
     /// The key of the proof.
     pub key: KeyId,
