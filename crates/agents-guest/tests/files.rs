@@ -263,6 +263,27 @@ async fn a_connection_that_is_dropped_is_closed_inside() {
     tokio::time::timeout(SOON, child.wait()).await.unwrap().unwrap();
 }
 
+#[tokio::test]
+async fn a_file_is_not_read_on_for_a_host_that_is_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("sparse");
+    std::fs::File::create(&file).unwrap().set_len(1 << 42).unwrap();
+    let mut child = tokio::process::Command::new(program())
+        .args(["read", "--", file.to_str().unwrap()])
+        .stdin(std::process::Stdio::piped())
+        // As an engine that takes everything for nobody.
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(
+        child.try_wait().unwrap().is_none(),
+        "it does not read while the host listens"
+    );
+    drop(child.stdin.take());
+    tokio::time::timeout(SOON, child.wait()).await.unwrap().unwrap();
+}
+
 #[test]
 fn the_program_says_what_it_is_when_it_is_started_by_hand() {
     for arguments in [&[][..], &["init", "--nofile=x"], &["read", "/x"], &["connect", "99999"]] {

@@ -4,6 +4,11 @@ use std::io::{self, Read, Write};
 
 use agents_guest::protocol::{Decoder, FromGuest, MAX_PAYLOAD, ToGuest};
 
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    fs::Timespec,
+};
+
 use super::failure::{Context, Fault};
 
 /// Says one thing.
@@ -19,15 +24,43 @@ fn send(bytes: &[u8]) -> io::Result<()> {
     out.flush()
 }
 
+/// Whether the host has closed the input. An engine takes the output of a process also when nobody reads it, so that a large
+/// file would go on being read for nobody.
+fn host_is_gone() -> bool {
+    let stdin = io::stdin();
+    loop {
+        let mut wanted = [PollFd::new(&stdin, PollFlags::IN)];
+        let at_once = Timespec::default();
+        if !matches!(poll(&mut wanted, Some(&at_once)), Ok(1..)) {
+            return false;
+        }
+        match rustix::io::read(&stdin, &mut [0u8; 4096]) {
+            Ok(0) | Err(_) => return true,
+            // The host has nothing more to say that would matter.
+            Ok(_) => {}
+        }
+    }
+}
+
 /// Bytes that are said as `Data`.
 pub(super) struct DataWriter {
     buffer: Vec<u8>,
+    watches_host: bool,
 }
 
 impl DataWriter {
     pub(super) fn new() -> Self {
         Self {
             buffer: Vec::with_capacity(MAX_PAYLOAD),
+            watches_host: false,
+        }
+    }
+
+    /// Fails once the host has closed the input, where nobody else reads that.
+    pub(super) fn while_the_host_listens() -> Self {
+        Self {
+            watches_host: true,
+            ..Self::new()
         }
     }
 }
@@ -43,6 +76,9 @@ impl Write for DataWriter {
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        if self.watches_host && host_is_gone() {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
         if !self.buffer.is_empty() {
             let mut frame = Vec::with_capacity(self.buffer.len() + 8);
             FromGuest::Data(&self.buffer).encode(&mut frame);

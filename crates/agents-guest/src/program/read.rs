@@ -43,7 +43,7 @@ fn write_archive(path: &str, steady: bool) -> Result<(), Fault> {
     let name = PathBuf::from(top.file_name().unwrap_or(OsStr::new(".")));
     let stat = rustix::fs::stat(top).context(format_args!("cannot read {path}"))?;
     // After the first thing that can fail, since a builder ends its archive when it is dropped.
-    let mut archive = tar::Builder::new(DataWriter::new());
+    let mut archive = tar::Builder::new(DataWriter::while_the_host_listens());
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let walked = match FileType::from_raw_mode(stat.st_mode) {
         FileType::Directory => open(rustix::fs::CWD, top, flags | OFlags::DIRECTORY)
