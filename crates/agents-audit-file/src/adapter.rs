@@ -81,6 +81,7 @@ impl FileAudit {
             create_dirs: config.create_dirs,
             sync: config.sync,
             key,
+            keep_days: config.keep_days,
             clock,
         };
         Ok(Self {

@@ -20,6 +20,9 @@ pub struct FileAuditConfig {
     /// The secret with which the hash chain is sealed, at least 16 bytes. Default: none, a plain chain.
     /// Example: `file:/etc/agents/audit.key`.
     pub chain_key: Option<SecretRef>,
+    /// How many days before today daily files are kept; older ones are removed when a new day begins, after a statement of
+    /// what goes in `cut.json`. Default: none, all of them. Example: `365`.
+    pub keep_days: Option<u16>,
     /// Whether a missing folder is created, with mode 0700. Default: `true`.
     pub create_dirs: bool,
     /// When records are forced to disk. Default: `every_commit`. Example: `none`.
@@ -45,6 +48,7 @@ impl Default for FileAuditConfig {
             log_file: None,
             stderr: false,
             chain_key: None,
+            keep_days: None,
             create_dirs: true,
             sync: SyncMode::EveryCommit,
         }
@@ -83,6 +87,13 @@ impl FileAuditConfig {
         self
     }
 
+    /// Sets how many days before today daily files are kept.
+    #[must_use]
+    pub fn with_keep_days(mut self, days: Option<u16>) -> Self {
+        self.keep_days = days;
+        self
+    }
+
     /// Sets whether a missing folder is created.
     #[must_use]
     pub fn with_create_dirs(mut self, create_dirs: bool) -> Self {
@@ -107,6 +118,11 @@ impl FileAuditConfig {
         if self.stderr && (self.log_path.is_some() || self.log_file.is_some()) {
             return Err(Error::invalid(
                 "stderr excludes log_path and log_file; leave it out to write files, or leave them out",
+            ));
+        }
+        if self.keep_days.is_some() && (self.stderr || self.log_file.is_some()) {
+            return Err(Error::invalid(
+                "keep_days is for daily files; leave it out, or use log_path instead of log_file and stderr",
             ));
         }
         if let Some(folder) = &self.log_path {
@@ -148,6 +164,10 @@ mod tests {
             (json!({"log_path": "/a"}), FileAuditConfig::folder("/a")),
             (json!({"log_file": "/a/b.jsonl"}), FileAuditConfig::file("/a/b.jsonl")),
             (
+                json!({"keep_days": 7}),
+                FileAuditConfig::default().with_keep_days(Some(7)),
+            ),
+            (
                 json!({"stderr": true, "chain_key": "env:KEY"}),
                 FileAuditConfig::stderr().with_chain_key("env:KEY".parse().ok()),
             ),
@@ -167,6 +187,7 @@ mod tests {
             json!({"log_dir": "/a"}),
             json!({"sync": "never"}),
             json!({"chain_key": "a literal secret"}),
+            json!({"keep_days": -1}),
             json!({"create_dirs": 1}),
             json!({"log_path": 3}),
         ] {
@@ -175,7 +196,8 @@ mod tests {
                 "{value}"
             );
         }
-        let bad: [(Value, &str); 7] = [
+        let bad: [(Value, &str); 8] = [
+            (json!({"keep_days": 3, "log_file": "/b"}), "keep_days is for"),
             (json!({"stderr": true, "log_file": "/b"}), "stderr excludes"),
             (json!({"log_path": "/a", "log_file": "/b"}), "exclude each other"),
             (json!({"log_path": ""}), "log_path is empty"),

@@ -8,6 +8,7 @@ mod error;
 mod factory;
 mod line;
 mod reader;
+mod retention;
 mod tail;
 mod target;
 mod writer;

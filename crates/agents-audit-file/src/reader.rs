@@ -15,6 +15,7 @@ use jiff::{Timestamp, ToSpan};
 use crate::{
     cursor::Cursor,
     error::file_error,
+    retention::read_cuts,
     target::{LogFile, Target, day_of},
 };
 
@@ -90,7 +91,9 @@ pub(crate) fn end(target: &Target, now: Timestamp) -> Result<String> {
 }
 
 /// Verifies the chain of everything that is there.
-pub(crate) fn verify(target: &Target, keys: Keys, known: Vec<Checkpoint>) -> Result<EventVerification> {
+pub(crate) fn verify(target: &Target, keys: Keys, mut known: Vec<Checkpoint>) -> Result<EventVerification> {
+    let cuts = read_cuts(target).map_err(|error| file_error("read what was removed of", target.path(), &error))?;
+    known.extend(cuts);
     let mut verifier = EventVerifier::new(keys, Reading::Ordered, known);
     let mut line = Vec::new();
     for log in files(target, &AuditQuery::new(), None)? {

@@ -28,6 +28,7 @@ use crate::{
     config::SyncMode,
     error::file_error,
     line::Line,
+    retention::retain,
     tail::{WRITER, last_link},
     target::{LogFile, Target, day_of},
 };
@@ -45,6 +46,7 @@ pub(crate) struct Options {
     pub(crate) create_dirs: bool,
     pub(crate) sync: SyncMode,
     pub(crate) key: ChainKey,
+    pub(crate) keep_days: Option<u16>,
     pub(crate) clock: Clock,
 }
 
@@ -75,6 +77,8 @@ pub(crate) struct Log {
     open: Option<Open>,
     /// The day of the last file.
     day: Option<Date>,
+    /// The day on which old files were removed the last time.
+    retained: Option<Date>,
     /// The end of the chain, as far as it was seen.
     chain: Option<Chain>,
     /// A sync has failed, so that what can be read need not be on disk.
@@ -125,6 +129,7 @@ impl Log {
             options,
             open: None,
             day: None,
+            retained: None,
             chain: None,
             doubtful: false,
             buffer: Vec::new(),
@@ -248,10 +253,24 @@ impl Log {
                 self.doubtful = false;
                 continue;
             }
+            self.retain(&open);
             return Ok(open);
         }
         let moved = io::Error::other("somebody moves it away again and again");
         Err(Failure::of("keep hold of", &self.current().path)(moved))
+    }
+
+    /// Once a day. What cannot be removed today is tomorrow, and no event is refused for it.
+    fn retain(&mut self, open: &Open) {
+        let (Some(day), Some(keep)) = (open.log.day, self.options.keep_days) else {
+            return;
+        };
+        if self.retained.replace(day) != Some(day)
+            && let Err(error) = retain(&self.options.target, day, keep, &self.options.key)
+        {
+            let folder = self.options.target.path().display();
+            tracing::warn!(%folder, %error, "old files of the audit log could not be removed");
+        }
     }
 
     fn current(&self) -> LogFile {

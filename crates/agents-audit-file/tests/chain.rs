@@ -195,6 +195,43 @@ async fn torn_lines_and_an_older_trail_are_no_tampering() {
     );
 }
 
+#[tokio::test]
+async fn old_days_go_and_the_chain_stays_provable() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    for (day, numbers) in [("2026-01-01", 0..3), ("2026-01-02", 3..5)] {
+        emit(&open(path), numbers).await;
+        fs::rename(today(path), path.join(format!("{day}.jsonl"))).unwrap();
+    }
+    let known = [open(path).checkpoint().await.unwrap()];
+    let kept = || FileAuditConfig::folder(path).with_keep_days(Some(30));
+    let audit = FileAudit::with_key(kept(), key()).unwrap();
+    emit(&audit, 5..8).await;
+    let names = || {
+        let entries = fs::read_dir(path).unwrap();
+        let mut names: Vec<_> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    let left = names();
+    assert_eq!((left.len(), left[1].as_str()), (2, "cut.json"), "{left:?}");
+    let found = verify(path, &known).await;
+    assert_eq!((found.fault, found.events, found.writers[0].first), (None, 3, 6));
+
+    let cuts = fs::read_to_string(path.join("cut.json")).unwrap();
+    fs::write(
+        path.join("cut.json"),
+        cuts.replace("\"sequence\": 5", "\"sequence\": 6"),
+    )
+    .unwrap();
+    assert_eq!(fault(path, &[]).await, Some(FaultKind::ForgedCheckpoint));
+    fs::remove_file(path.join("cut.json")).unwrap();
+    assert_eq!(fault(path, &[]).await, Some(FaultKind::MissingRecord));
+    assert!(!names().contains(&"cut.json".to_owned()));
+}
+
 #[derive(Debug)]
 struct OneSecret;
 

@@ -10,7 +10,7 @@ use crate::{
     fault::{Fault, FaultKind},
     hash::Hash,
     keys::{Keys, genesis},
-    statement::Checkpoint,
+    statement::{Checkpoint, CheckpointKind},
     verify::{check_known, missing_writer},
 };
 
@@ -86,7 +86,8 @@ pub fn verify_events(
 /// Verifies events one after the other.
 ///
 /// `known` are checkpoints that were kept elsewhere. They find a tail that was cut off, they are what signs the chain of an
-/// Ed25519 key, and one of them is where a trail may begin whose first part was removed.
+/// Ed25519 key, and one of them is where a trail may begin whose first part was removed. One of kind
+/// [`CheckpointKind::Cut`] says that it was.
 #[derive(Debug)]
 pub struct EventVerifier {
     keys: Keys,
@@ -195,6 +196,10 @@ impl EventVerifier {
         };
         let sequence = link.sequence;
         let link = self.check(event, link)?;
+        if sequence <= self.cut(&writer_of(event)) {
+            // A crash came between the statement of the cut and the cut.
+            return Ok(());
+        }
         let chain = self.chains.entry(writer_of(event)).or_default();
         let before = chain.links.get(&sequence).or(match &chain.end {
             Some((end, link)) if *end == sequence => Some(link),
@@ -245,6 +250,15 @@ impl EventVerifier {
             plain: linker.is_plain(),
             event_id: event.event_id.clone(),
         })
+    }
+
+    /// Up to where this writer's events were removed, as a checkpoint says.
+    fn cut(&self, writer: &str) -> u64 {
+        let cuts = self
+            .known
+            .iter()
+            .filter(|point| point.kind == CheckpointKind::Cut && point.writer == writer);
+        cuts.map(|cut| cut.sequence).max().unwrap_or(0)
     }
 
     /// Links what has come of this writer.
@@ -316,7 +330,11 @@ impl EventVerifier {
         if self.reading == Reading::Excerpt {
             return Ok(());
         }
-        for point in self.known.iter().filter(|point| point.sequence > 0) {
+        for point in self
+            .known
+            .iter()
+            .filter(|point| point.sequence > self.cut(&point.writer))
+        {
             let end = self.chains.get(&point.writer).and_then(|chain| chain.end.as_ref());
             match end {
                 None => return Err(Box::new(missing_writer(point))),
