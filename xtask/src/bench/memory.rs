@@ -34,6 +34,7 @@ struct Peak {
 
 /// Measures; true when the process stays as small as promised.
 pub(super) fn run(options: &Options) -> Result<bool> {
+    let binary = options.agents()?;
     let scratch = Scratch::new("bench")?;
     let output = format!("yes agent | head -c {OUTPUT_BYTES}");
     let artifact = format!("yes agent | head -c {ARTIFACT_BYTES} > /output/big");
@@ -51,8 +52,8 @@ pub(super) fn run(options: &Options) -> Result<bool> {
     ];
     let mut rows = Vec::new();
     for (name, args, printed) in cases {
-        let mut command = agents(&options.agents, scratch.path(), &args);
-        let peak = measure(&mut command, &options.agents)?;
+        let mut command = agents(&binary, scratch.path(), &args);
+        let peak = measure(&mut command, &binary)?;
         if peak.printed != printed {
             return fail(format!(
                 "`{}` printed {} bytes instead of {printed}",

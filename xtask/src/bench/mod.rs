@@ -3,6 +3,7 @@
 mod contenders;
 mod memory;
 mod stats;
+mod storage;
 mod wall;
 
 use std::fs;
@@ -20,16 +21,19 @@ Measure the `agents` binary, built with the release profile.
 
 Usage: cargo xtask bench run [OPTIONS]
        cargo xtask bench memory [OPTIONS]
+       cargo xtask bench storage [OPTIONS]
 
   run      wall time of a whole `echo hello`, process start to end, of `agents run`, `bwrap`, `runc run` and
            `podman run --rm` in turn; a tool that is missing or does not work here is left out, with the reason
   memory   peak memory of the `agents` process with 300 MiB of output, and with an artifact of 1 GiB
+  storage  store and retrieve of 1 GiB, and of 10,000 small artifacts, beside the plain client against one server
 
 Options:
-  -n N             rounds of `run` after 3 that do not count (default 30)
+  -n N             rounds of `run` after 3 that do not count (default 30), or of `storage` (default 5)
   --check          fail when `agents run` on the host's root takes more than 1.5 times the median of `runc run`,
-                   or when it needs more than 64 MiB
-  --json FILE      where to write the numbers (default CARGO_TARGET_DIR/bench/{run,memory}.json)
+                   when storage is below 0.95 (1 GiB) or 0.9 (small artifacts) of the plain client's throughput,
+                   or when more than 64 MiB are needed
+  --json FILE      where to write the numbers (default CARGO_TARGET_DIR/bench/{run,memory,storage}.json)
   --agents FILE    measure this binary instead of building one
 ";
 
@@ -38,25 +42,38 @@ struct Options {
     rounds: usize,
     check: bool,
     json: PathBuf,
-    agents: PathBuf,
+    /// The binary to measure; none builds one.
+    agents: Option<PathBuf>,
+}
+
+impl Options {
+    /// The `agents` binary.
+    fn agents(&self) -> Result<PathBuf> {
+        match &self.agents {
+            Some(file) => Ok(file.clone()),
+            None => build(),
+        }
+    }
 }
 
 pub(crate) fn run(mut args: Args) -> Result<ExitCode> {
-    let rounds = args.number("-n")?.unwrap_or(30);
+    let rounds = args.number("-n")?;
     let check = args.flag("--check");
     let json = args.value("--json")?.map(PathBuf::from);
     let agents = args.value("--agents")?.map(PathBuf::from);
     let what = args.word();
     args.finish()?;
-    let run: fn(&Options) -> Result<bool> = match what.as_deref() {
-        Some("run") => wall::run,
-        Some("memory") => memory::run,
+    let (run, default_rounds): (fn(&Options) -> Result<bool>, _) = match what.as_deref() {
+        Some("run") => (wall::run, 30),
+        Some("memory") => (memory::run, 1),
+        Some("storage") => (storage::run, 5),
         Some(other) => return fail(format!("no benchmark `{other}`; see --help")),
         None => {
             print!("{HELP}");
             return Ok(ExitCode::FAILURE);
         }
     };
+    let rounds = rounds.unwrap_or(default_rounds);
     if rounds == 0 {
         return fail("-n wants at least 1 round");
     }
@@ -69,10 +86,11 @@ pub(crate) fn run(mut args: Args) -> Result<ExitCode> {
             None => paths::target()?.join(default),
         },
         agents: match agents {
-            Some(file) => file
-                .canonicalize()
-                .context(|| format!("cannot find {}", file.display()))?,
-            None => build()?,
+            Some(file) => Some(
+                file.canonicalize()
+                    .context(|| format!("cannot find {}", file.display()))?,
+            ),
+            None => None,
         },
     };
     let held = run(&options)?;

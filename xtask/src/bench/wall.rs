@@ -21,7 +21,7 @@ const LIMIT: f64 = 1.5;
 /// Measures; true when `agents run` is as fast as promised.
 pub(super) fn run(options: &Options) -> Result<bool> {
     let scratch = Scratch::new("bench")?;
-    let (ready, mut missing) = contenders::prepare(&options.agents, scratch.path())?;
+    let (ready, mut missing) = contenders::prepare(&options.agents()?, scratch.path())?;
     let mut racing = Vec::new();
     for contender in ready {
         match warm_up(&contender) {

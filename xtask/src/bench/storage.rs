@@ -1,0 +1,171 @@
+//! `bench storage`: our storage backend beside the plain client that it is built on, against the same server.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{Options, machine, stats, write};
+use crate::error::{Context, Error, Result};
+use crate::{paths, random, services, sh};
+
+const SERVER: &str = "versitygw";
+
+/// The most resident memory of our process, in MiB.
+const LIMIT_MIB: f64 = 64.0;
+
+/// What is measured, and how fast ours must be beside the plain client.
+const CASES: &[Case] = &[
+    Case {
+        name: "1 GiB",
+        what: "large",
+        ratio: 0.95,
+    },
+    Case {
+        name: "10,000 of 1 KiB",
+        what: "small",
+        ratio: 0.9,
+    },
+];
+
+struct Case {
+    name: &'static str,
+    what: &'static str,
+    ratio: f64,
+}
+
+/// The runs of one side.
+#[derive(Default)]
+struct Runs {
+    store: Vec<Duration>,
+    retrieve: Vec<Duration>,
+    peak_mib: f64,
+}
+
+/// Measures; true when every ratio and the memory are as promised.
+pub(super) fn run(options: &Options) -> Result<bool> {
+    let program = build()?;
+    let started = services::up(&[SERVER.to_owned()])?;
+    let measured = measure(options, &program);
+    if !started.is_empty() {
+        services::down(&started)?;
+    }
+    let (rows, held) = measured?;
+    let value = json!({
+        "benchmark": "storage",
+        "machine": machine(),
+        "server": SERVER,
+        "rounds": options.rounds,
+        "limit_mib": LIMIT_MIB,
+        "rows": rows,
+    });
+    write(&options.json, &value)?;
+    Ok(held)
+}
+
+fn measure(options: &Options, program: &Path) -> Result<(Vec<Value>, bool)> {
+    let (mut rows, mut held) = (Vec::new(), true);
+    println!("\n{SERVER}, {} rounds in turn, medians in seconds", options.rounds);
+    println!(
+        "{:<28} {:>8} {:>8} {:>8} {:>8} {:>10}",
+        "", "ours", "plain", "ratio", "wanted", "our MiB"
+    );
+    for case in CASES {
+        let (mut ours, mut raw) = (Runs::default(), Runs::default());
+        for _ in 0..options.rounds {
+            once(program, "ours", case.what, &mut ours)?;
+            once(program, "raw", case.what, &mut raw)?;
+        }
+        let small = ours.peak_mib < LIMIT_MIB;
+        for (verb, ours_times, raw_times) in [
+            ("store", &ours.store, &raw.store),
+            ("retrieve", &ours.retrieve, &raw.retrieve),
+        ] {
+            let (Some(mine), Some(theirs)) = (stats::summary(ours_times), stats::summary(raw_times)) else {
+                return Err(Error::new("nothing was measured"));
+            };
+            // Throughput beside throughput: 1 is as fast, less is slower.
+            let ratio = theirs.median / mine.median;
+            let fast = ratio >= case.ratio;
+            held &= fast && small;
+            println!(
+                "{:<28} {:>8.2} {:>8.2} {ratio:>8.2} {:>8.2} {:>10.1}  {}",
+                format!("{verb} {}", case.name),
+                mine.median / 1e3,
+                theirs.median / 1e3,
+                case.ratio,
+                ours.peak_mib,
+                match (fast, small) {
+                    (true, true) => "ok",
+                    (false, _) => "TOO SLOW",
+                    (true, false) => "TOO LARGE",
+                }
+            );
+            rows.push(json!({
+                "name": format!("{verb} {}", case.name),
+                "ours_median_ms": mine.median,
+                "plain_median_ms": theirs.median,
+                "ratio": ratio,
+                "wanted": case.ratio,
+                "ours_samples_ms": ours_times.iter().map(|&time| stats::millis(time)).collect::<Vec<_>>(),
+                "plain_samples_ms": raw_times.iter().map(|&time| stats::millis(time)).collect::<Vec<_>>(),
+                "ours_peak_mib": ours.peak_mib,
+                "plain_peak_mib": raw.peak_mib,
+            }));
+        }
+    }
+    Ok((rows, held))
+}
+
+/// One process: it stores, reads, and says how long each took.
+fn once(program: &Path, who: &str, what: &str, runs: &mut Runs) -> Result<()> {
+    let environment = services::env()?;
+    let buckets = environment
+        .iter()
+        .find(|(key, _)| key == "AGENTS_TEST_VERSITYGW_FOLDER");
+    let (_, buckets) = buckets.ok_or_else(|| {
+        Error::new("versitygw was started by an older version; stop it with `cargo xtask services down versitygw`")
+    })?;
+    // A folder of the server's own disk; it is removed behind the server's back, which costs no request.
+    let folder = format!("bench-{}", random::hex(6)?);
+    let printed = sh::printed(
+        Command::new(program)
+            .args([who, what, &folder])
+            .envs(environment.iter().map(|(key, value)| (key, value))),
+    )?;
+    let left = Path::new(buckets).join(&folder);
+    fs::remove_dir_all(&left).context(|| format!("cannot remove {}", left.display()))?;
+    let result: Value = serde_json::from_str(&printed).context(|| format!("`{who} {what}` printed no JSON"))?;
+    let seconds = |key: &str| {
+        result[key]
+            .as_f64()
+            .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+            .ok_or_else(|| Error::new(format!("`{who} {what}` printed no {key}")))
+    };
+    runs.store.push(seconds("store_seconds")?);
+    runs.retrieve.push(seconds("retrieve_seconds")?);
+    let peak = result["peak_kib"].as_f64().unwrap_or(f64::INFINITY) / 1024.0;
+    runs.peak_mib = runs.peak_mib.max(peak);
+    Ok(())
+}
+
+/// Builds what measures, with the release profile.
+fn build() -> Result<PathBuf> {
+    let target = paths::target()?;
+    sh::run(
+        sh::cargo()
+            .args([
+                "build",
+                "--release",
+                "--package",
+                "agents-tests",
+                "--example",
+                "storage_bench",
+            ])
+            .current_dir(paths::workspace()?)
+            .env("CARGO_TARGET_DIR", &target),
+    )?;
+    Ok(target.join("release/examples/storage_bench"))
+}
