@@ -8,9 +8,9 @@ use std::{
 };
 
 use agents_core::{
-    AdapterInfo, Admitted, Availability, ByteStream, ContainerHandle, ContainerId, ContainerInfo, ContainerRuntime,
-    ContainerState, ContainerStats, CopyFromRequest, CopyToRequest, Error, ErrorKind, ExecEvent, ExecRequest,
-    ExecSession, Provisioned, Result, RuntimeCapabilities, StartRequest, User, guard::is_clean_absolute,
+    AdapterInfo, Admitted, Availability, BuildImageRequest, ByteStream, ContainerHandle, ContainerId, ContainerInfo,
+    ContainerRuntime, ContainerState, ContainerStats, CopyFromRequest, CopyToRequest, Error, ErrorKind, ExecEvent,
+    ExecRequest, ExecSession, Provisioned, Result, RuntimeCapabilities, StartRequest, User, guard::is_clean_absolute,
 };
 use agents_guest::{Connection, LABEL_SESSION, SpawnRequest, StartOptions, container_info};
 use async_trait::async_trait;
@@ -18,7 +18,7 @@ use futures_util::future::join_all;
 use tokio::time::timeout;
 
 use crate::{
-    DockerConfig,
+    DockerConfig, build,
     container::{Known, Phase},
     engine::Engine,
     error, facts,
@@ -276,32 +276,24 @@ impl ContainerRuntime for DockerRuntime {
     async fn start(&self, request: StartRequest) -> Result<ExecSession> {
         let name = &request.container.id;
         let known = self.locate(name).await?;
-        let conflict = |what: &str| Err(Error::new(ErrorKind::Conflict, format!("the container {name} {what}")));
         let taken = known.with_phase(|phase| match std::mem::replace(phase, Phase::Started) {
-            Phase::Prepared(connection, said) => Ok(Some((connection, said))),
-            Phase::Unknown => Ok(None),
-            Phase::Idle => {
-                *phase = Phase::Idle;
-                Err("has no main process")
-            }
-            Phase::Started => Err("has started already"),
-            Phase::Ended => {
-                *phase = Phase::Ended;
-                Err("has started already")
+            Phase::Prepared(connection, said) => Ok((connection, said)),
+            other => {
+                let why = match &other {
+                    Phase::Idle => "has no main process",
+                    // Docker closes the input of a container with its first client.
+                    Phase::Unknown => {
+                        "was made by another program, which alone can start its main process if there is one"
+                    }
+                    _ => "has started already",
+                };
+                *phase = other;
+                Err(why)
             }
         });
         let (connection, said) = match taken {
-            Ok(Some(prepared)) => prepared,
-            Err(what) => return conflict(what),
-            Ok(None) => {
-                known.with_phase(|phase| *phase = Phase::Unknown);
-                let (_, asked, said, _) = self.guest(name, agents_guest::status_command()).await?;
-                if asked.status().await.map_err(|error| explain(error, &said))? != ContainerState::Created {
-                    return conflict("has started already, or has no main process");
-                }
-                let attached = self.engine().attach(&known.id).await?;
-                streams::connection(attached, Some(&known.news(&self.inner.engine).await?))
-            }
+            Ok(prepared) => prepared,
+            Err(why) => return Err(Error::new(ErrorKind::Conflict, format!("the container {name} {why}"))),
         };
         let news = known.news(&self.inner.engine).await?;
         let judge = EngineJudge::new(Arc::clone(&self.inner.engine), known.id.clone(), said, news);
@@ -392,6 +384,13 @@ impl ContainerRuntime for DockerRuntime {
         known.published.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.inner.forget(id, &known.id);
         Ok(())
+    }
+
+    async fn build_image(&self, request: BuildImageRequest) -> Result<String> {
+        self.engine().facts().await?;
+        build::build(self.engine(), &self.inner.images, &request)
+            .await
+            .map_err(|error| error.with_operation("build_image"))
     }
 
     async fn reap(&self) -> Result<Vec<String>> {

@@ -97,6 +97,11 @@ impl ImageName {
         &self.registry
     }
 
+    /// Whether this pins one content, which nothing that is built can have.
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.id || self.digest.is_some()
+    }
+
     /// The name as the engine takes it. With a digest the tag says nothing, and engines of old refuse both.
     pub(crate) fn reference(&self) -> String {
         if self.id {
@@ -123,8 +128,8 @@ fn is_sha256(text: &str) -> bool {
 #[derive(Clone, Debug)]
 pub(crate) struct Images {
     config_folder: Option<PathBuf>,
-    platform: Option<String>,
-    pull_timeout: Duration,
+    pub(crate) platform: Option<String>,
+    pub(crate) pull_timeout: Duration,
 }
 
 impl Images {
@@ -240,6 +245,11 @@ impl Layers {
         let detail = message.progress_detail.as_ref();
         let number = |value: Option<i64>| value.and_then(|value| u64::try_from(value).ok());
         match message.status.as_deref()? {
+            "Pulling fs layer" => Some(ProvisionProgress::Pulling {
+                layer,
+                done: 0,
+                total: None,
+            }),
             "Downloading" => {
                 let total = number(detail.and_then(|detail| detail.total)).filter(|total| *total > 0);
                 if let Some(total) = total {

@@ -3,13 +3,16 @@
 
 mod adapter;
 mod auth;
+mod build;
 mod config;
 mod container;
+mod context;
 mod create;
 mod endpoint;
 mod engine;
 mod error;
 mod facts;
+mod ignore;
 mod image;
 mod inspect;
 mod judge;

@@ -97,7 +97,9 @@ async fn carry(mut stream: TcpStream, port: u16, engine: &Engine, id: &str) -> R
     stream.set_nodelay(true).map_err(broken)?;
     let attached = engine.exec(id, agents_guest::connect_command(port)).await?;
     let (connection, _) = streams::connection(attached, None);
-    let mut inside = connection.connect().await?;
+    let mut inside = tokio::time::timeout(engine.deadline(), connection.connect())
+        .await
+        .map_err(|_| crate::error::late("cannot reach the port", Some(engine.deadline())))??;
     tokio::io::copy_bidirectional(&mut stream, &mut inside)
         .await
         .map_err(broken)?;

@@ -101,6 +101,11 @@ impl Attempt {
         let inner = Arc::clone(&self.inner);
         let engine = &inner.engine;
         let facts = engine.facts().await?;
+        if !self.request.security.read_only_rootfs && self.request.resources.disk_bytes.is_some() {
+            return Err(Error::unsupported(
+                "read_only_rootfs: docker has no limit for a root that can be written to; leave it true, or set disk_mb to null",
+            ));
+        }
         let reserved = ports::reserve(&self.request.network.ingress_ports).await?;
         if engine.standing().local {
             create::choose_user(&mut self.request)?;

@@ -32,7 +32,8 @@ fn main() -> ExitCode {
         let name = target.name();
         let make = move || async move { target.fixture().await };
         all.extend(trials(&name, runtime::cases(), make));
-        all.extend(trials(&format!("{name}::probe"), probe::cases(), make));
+        all.extend(trials(&format!("{name}::probe"), probe::grouped_cases(), make));
+        all.extend(trials(&format!("{name}::ports"), support::ports::cases(), make));
         let hostile = hostile_outputs().into_iter().map(hostile_case).collect();
         all.extend(trials(&format!("{name}::hostile"), hostile, make));
     }

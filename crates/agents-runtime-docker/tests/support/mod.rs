@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each suite uses a part")]
 
+pub(crate) mod ports;
 pub(crate) mod proxy;
 
 use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, sync::Arc};
@@ -41,6 +42,16 @@ pub(crate) fn targets() -> Vec<Target> {
         .collect()
 }
 
+/// A variable that `cargo xtask services env` gives when a server runs.
+pub(crate) fn given(variable: &str, server: &str) -> String {
+    std::env::var(variable).unwrap_or_else(|_| {
+        panic!(
+            "{variable} is not set: run `cargo xtask services up {server}` and put what `cargo xtask services env` prints \
+             into the environment"
+        )
+    })
+}
+
 impl Target {
     /// The prefix of the trials' names.
     pub(crate) fn name(&self) -> String {
@@ -52,13 +63,7 @@ impl Target {
 
     /// A variable that `cargo xtask services env` gives.
     fn given(&self, variable: &str) -> String {
-        std::env::var(variable).unwrap_or_else(|_| {
-            panic!(
-                "{variable} is not set: run `cargo xtask services up {}` and put what `cargo xtask services env` prints \
-                 into the environment",
-                self.engine
-            )
-        })
+        given(variable, self.engine)
     }
 
     /// The engine's socket.

@@ -206,9 +206,20 @@ async fn carry(
 
 /// One request to an engine, past the adapter: the status and the body.
 pub(crate) async fn request(socket: &Path, method: &str, path: &str, body: &[u8]) -> io::Result<(u16, Vec<u8>)> {
+    request_with(socket, method, path, "", body).await
+}
+
+/// One request with further headers, each with its end of line.
+pub(crate) async fn request_with(
+    socket: &Path,
+    method: &str,
+    path: &str,
+    headers: &str,
+    body: &[u8],
+) -> io::Result<(u16, Vec<u8>)> {
     let mut stream = UnixStream::connect(socket).await?;
     let head = format!(
-        "{method} {path} HTTP/1.0\r\nHost: docker\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        "{method} {path} HTTP/1.0\r\nHost: docker\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{headers}\r\n",
         body.len()
     );
     stream.write_all(head.as_bytes()).await?;
