@@ -122,6 +122,10 @@ fn from_answer(answer: &Answer) -> Error {
         "NoSuchKey" | "BlobNotFound" | "NotFound" | "NoSuchUpload" | "ResourceNotFound" => {
             (ErrorKind::NotFound, "there is no such object")
         }
+        "AuthorizationHeaderMalformed" if !answer.message.contains("region") => (
+            ErrorKind::Unauthenticated,
+            "the service does not accept the credentials; correct or renew them",
+        ),
         "PermanentRedirect"
         | "AuthorizationHeaderMalformed"
         | "IllegalLocationConstraintException"
@@ -218,6 +222,8 @@ fn said(error: Error, answer: &Answer) -> Error {
         code => error.with_context("code", code),
     };
     match answer.message.as_str() {
+        // A service may quote the credentials that it refuses.
+        _ if error.kind() == ErrorKind::Unauthenticated => error,
         "" => error,
         message => error.with_context("said", message),
     }
@@ -332,7 +338,7 @@ mod tests {
             (404, "NoSuchKey", NotFound),
             (404, "", NotFound),
             (301, "PermanentRedirect", ConfigInvalid),
-            (400, "AuthorizationHeaderMalformed", ConfigInvalid),
+            (400, "AuthorizationHeaderMalformed", Unauthenticated),
             (403, "RequestTimeTooSkewed", Unauthenticated),
             (400, "ExpiredToken", Unauthenticated),
             (403, "SignatureDoesNotMatch", Unauthenticated),

@@ -36,6 +36,8 @@ pub(crate) struct Lease {
     path: Path,
     /// When it was last written. Of the wall clock, which goes on while a machine sleeps.
     written: Arc<Mutex<Timestamp>>,
+    /// Held while it is written again.
+    writing: Arc<tokio::sync::Mutex<()>>,
     beat: AbortHandle,
 }
 
@@ -50,11 +52,14 @@ impl Lease {
             .await
             .map_err(|error| service.error(&error))?;
         let written = Arc::new(Mutex::new(now));
+        let writing = Arc::new(tokio::sync::Mutex::new(()));
         let beat = tokio::spawn({
-            let (service, path, written) = (Arc::clone(&service), path.clone(), Arc::clone(&written));
+            let (service, path) = (Arc::clone(&service), path.clone());
+            let (written, writing) = (Arc::clone(&written), Arc::clone(&writing));
             async move {
                 loop {
                     tokio::time::sleep(service.orphan_after / 4).await;
+                    let _held = writing.lock().await;
                     let now = Timestamp::now();
                     // A failure shows when the upload is to be published.
                     if write(&service, &path, &json).await.is_ok() {
@@ -67,6 +72,7 @@ impl Lease {
             service,
             path,
             written,
+            writing,
             beat: beat.abort_handle(),
         })
     }
@@ -88,6 +94,8 @@ impl Lease {
     }
 
     pub(crate) async fn end(&self) -> Result<()> {
+        // A request that is on its way would make the note again after it is gone. One that hangs is not waited for.
+        let _held = tokio::time::timeout(Duration::from_secs(5), self.writing.lock()).await;
         self.beat.abort();
         self.service.remove(vec![self.path.clone()]).await
     }
