@@ -122,14 +122,18 @@ impl fmt::Debug for Registry {
 }
 
 /// The features of the facade that bring an adapter in.
-const FEATURES: [(Kind, &str, &str); 8] = [
+const FEATURES: [(Kind, &str, &str); 12] = [
     (Kind::ContainerRuntime, "native", "runtime-native"),
+    (Kind::ContainerRuntime, "docker", "runtime-docker"),
+    (Kind::ContainerRuntime, "podman", "runtime-podman"),
     (Kind::StorageBackend, "local", "storage-local"),
     (Kind::StorageBackend, "s3", "storage-s3"),
     (Kind::StorageBackend, "azure", "storage-azure"),
     (Kind::StorageBackend, "gcs", "storage-gcs"),
     (Kind::StorageBackend, "memory", "storage-memory"),
     (Kind::AuditLogger, "file", "audit-file"),
+    (Kind::AuditLogger, "database", "audit-database"),
+    (Kind::AuditLogger, "elasticsearch", "audit-elasticsearch"),
     (Kind::PolicyValidator, "default", "policy-default"),
 ];
 

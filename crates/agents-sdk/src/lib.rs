@@ -7,12 +7,20 @@ pub use agents_config as config;
 pub use agents_core as core;
 pub use agents_session as session;
 
+#[cfg(feature = "audit-elasticsearch")]
+pub use agents_audit_elasticsearch as audit_elasticsearch;
 #[cfg(feature = "audit-file")]
 pub use agents_audit_file as audit_file;
+#[cfg(feature = "audit-database")]
+pub use agents_audit_sql as audit_sql;
 #[cfg(feature = "policy-default")]
 pub use agents_policy_default as policy_default;
+#[cfg(feature = "runtime-docker")]
+pub use agents_runtime_docker as runtime_docker;
 #[cfg(feature = "runtime-native")]
 pub use agents_runtime_native as runtime_native;
+#[cfg(feature = "runtime-podman")]
+pub use agents_runtime_podman as runtime_podman;
 #[cfg(any(
     feature = "storage-local",
     feature = "storage-s3",
@@ -66,6 +74,10 @@ pub fn default_registry() -> Result<Registry> {
     let registry = Registry::new();
     #[cfg(feature = "runtime-native")]
     let registry = registry.register_runtime::<agents_runtime_native::NativeFactory>()?;
+    #[cfg(feature = "runtime-docker")]
+    let registry = registry.register_runtime::<agents_runtime_docker::DockerFactory>()?;
+    #[cfg(feature = "runtime-podman")]
+    let registry = registry.register_runtime::<agents_runtime_podman::PodmanFactory>()?;
     #[cfg(feature = "storage-local")]
     let registry = registry.register_storage::<agents_storage_objectstore::LocalFactory>()?;
     #[cfg(feature = "storage-s3")]
@@ -78,6 +90,10 @@ pub fn default_registry() -> Result<Registry> {
     let registry = registry.register_storage::<agents_storage_objectstore::MemoryFactory>()?;
     #[cfg(feature = "audit-file")]
     let registry = registry.register_audit::<agents_audit_file::FileAuditFactory>()?;
+    #[cfg(feature = "audit-database")]
+    let registry = registry.register_audit::<agents_audit_sql::DatabaseAuditFactory>()?;
+    #[cfg(feature = "audit-elasticsearch")]
+    let registry = registry.register_audit::<agents_audit_elasticsearch::ElasticsearchAuditFactory>()?;
     #[cfg(feature = "policy-default")]
     let registry = registry.register_policy::<agents_policy_default::DefaultPolicyFactory>()?;
     Ok(registry)

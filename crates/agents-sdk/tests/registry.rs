@@ -10,12 +10,15 @@ use agents_sdk::{
 #[test]
 fn every_feature_brings_its_adapter() {
     let registry = default_registry().unwrap();
-    let runtimes: &[&str] = if cfg!(feature = "runtime-native") {
-        &["native"]
-    } else {
-        &[]
+    let present = |all: &[(&'static str, bool)]| -> Vec<&'static str> {
+        all.iter().filter(|kind| kind.1).map(|kind| kind.0).collect()
     };
-    assert_eq!(registry.types(Kind::ContainerRuntime), runtimes);
+    let runtimes = [
+        ("native", cfg!(feature = "runtime-native")),
+        ("docker", cfg!(feature = "runtime-docker")),
+        ("podman", cfg!(feature = "runtime-podman")),
+    ];
+    assert_eq!(registry.types(Kind::ContainerRuntime), present(&runtimes));
     let storages = [
         ("local", cfg!(feature = "storage-local")),
         ("s3", cfg!(feature = "storage-s3")),
@@ -23,14 +26,13 @@ fn every_feature_brings_its_adapter() {
         ("gcs", cfg!(feature = "storage-gcs")),
         ("memory", cfg!(feature = "storage-memory")),
     ];
-    let storages: Vec<_> = storages
-        .iter()
-        .filter(|storage| storage.1)
-        .map(|storage| storage.0)
-        .collect();
-    assert_eq!(registry.types(Kind::StorageBackend), storages);
-    let audits: &[&str] = if cfg!(feature = "audit-file") { &["file"] } else { &[] };
-    assert_eq!(registry.types(Kind::AuditLogger), audits);
+    assert_eq!(registry.types(Kind::StorageBackend), present(&storages));
+    let audits = [
+        ("file", cfg!(feature = "audit-file")),
+        ("database", cfg!(feature = "audit-database")),
+        ("elasticsearch", cfg!(feature = "audit-elasticsearch")),
+    ];
+    assert_eq!(registry.types(Kind::AuditLogger), present(&audits));
     let policies: &[&str] = if cfg!(feature = "policy-default") {
         &["default"]
     } else {
