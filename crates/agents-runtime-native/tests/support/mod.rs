@@ -30,9 +30,11 @@ pub(crate) fn run(name: &str) -> ExitCode {
 /// Sandboxes of the `runsc` that `AGENTS_TEST_RUNSC` names.
 fn sandbox() -> Result<RuntimeFixture, String> {
     let Some(runsc) = std::env::var_os("AGENTS_TEST_RUNSC") else {
-        return Err("AGENTS_TEST_RUNSC is not set; run `cargo xtask services up docker-old` and \
+        return Err(
+            "AGENTS_TEST_RUNSC is not set; run `cargo xtask services up docker-old` and \
                     eval \"$(cargo xtask services env)\""
-            .to_owned());
+                .to_owned(),
+        );
     };
     let broken = |error: agents_core::Error| error.to_string();
     let fixture = fixture_with(Image::Busybox, |runtime| runtime.with_runsc(runsc).map_err(broken))?;
