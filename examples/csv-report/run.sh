@@ -8,7 +8,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 [ -x /usr/bin/python3 ] || die "this example needs Python 3: apt-get install python3"
 
 # shellcheck disable=SC2086 # The limits are words.
-"$AGENTS" run --image host --policy "$here/policy.yaml" $limits --workspace "$here/workspace" --output "$out" \
+"$AGENTS" run --runtime native --image host --policy "$here/policy.yaml" $limits --workspace "$here/workspace" --output "$out" \
     -- /usr/bin/python3 report.py orders.csv
 
 expect report.html '<svg viewBox="0 0 720 260"'

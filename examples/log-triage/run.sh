@@ -5,7 +5,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../lib.sh"
 
 # shellcheck disable=SC2086 # The limits are words.
-"$AGENTS" run --image host --policy "$here/policy.yaml" $limits --workspace "$here/workspace" --output "$out" \
+"$AGENTS" run --runtime native --image host --policy "$here/policy.yaml" $limits --workspace "$here/workspace" --output "$out" \
     -- sh triage.sh access.log
 
 expect report.md "Verdict: **act**"

@@ -20,7 +20,7 @@ pub use {
     paths::{MASKED_PATHS, READONLY_PATHS, SECRETS_DIR},
     plan::{
         CpuQuota, DEFAULT_SECCOMP_PROFILE, GVISOR, LABEL_GUEST, LABEL_IMAGE, LABEL_SESSION, Plan, PlannedMount,
-        PlannedSource, container_info,
+        PlannedSource, check_engine_image, container_info,
     },
     program_file::{
         PROGRAM, PROGRAM_DIR, PROGRAM_MODE, PROGRAM_MODE_GVISOR, PROGRAM_PATH, PROGRAM_SHA256, connect_command,

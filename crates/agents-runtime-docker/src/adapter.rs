@@ -247,6 +247,7 @@ impl ContainerRuntime for DockerRuntime {
     }
 
     async fn provision(&self, request: Admitted) -> Result<Provisioned> {
+        agents_guest::check_engine_image(&request.request().image).map_err(|error| error.with_operation("provision"))?;
         if self.engine().known().is_none() {
             // What was assumed of the engine may not hold.
             self.engine()

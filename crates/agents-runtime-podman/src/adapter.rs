@@ -314,6 +314,8 @@ impl ContainerRuntime for PodmanRuntime {
     }
 
     async fn provision(&self, request: Admitted) -> Result<Provisioned> {
+        agents_guest::check_engine_image(&request.request().image)
+            .map_err(|error| error.with_operation("provision"))?;
         let engine = self.engine().await?;
         // The engine may have become known only now.
         let mut request = Admitted::new(self, request.into_request())?.into_request();

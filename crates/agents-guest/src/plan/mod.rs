@@ -233,6 +233,23 @@ fn may_be_writable(destination: &str, read_only_rootfs: bool) -> bool {
     below("/proc") || below("/dev") || OF_THE_ENGINE.contains(&destination) || destination == "/" && !read_only_rootfs
 }
 
+/// Refuses the images that only the embedded runtime has, before an engine looks for one of that name in a registry.
+///
+/// # Errors
+///
+/// `Unsupported` for `host`, a folder, or a file of an image.
+pub fn check_engine_image(image: &str) -> Result<()> {
+    const OF_FILES: [&str; 4] = ["oci:", "oci-archive:", "docker-archive:", "archive:"];
+    let is_path = image.starts_with('/') || image.starts_with("./") || image.starts_with("../");
+    if image == "host" || is_path || OF_FILES.iter().any(|scheme| image.starts_with(scheme)) {
+        return Err(Error::unsupported(format!(
+            "image: {image:?} is an image of the embedded runtime alone; name one that the engine has or can pull, or choose \
+             the runtime `native` (`--runtime native`)"
+        )));
+    }
+    Ok(())
+}
+
 /// A container that an engine knows, from its labels; `None` for one that is not of this SDK.
 pub fn container_info(
     name: &str,

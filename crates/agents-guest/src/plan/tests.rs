@@ -197,3 +197,14 @@ fn what_differs_inside_is_found() {
         );
     }
 }
+
+#[test]
+fn images_of_the_embedded_runtime_are_not_looked_for_in_a_registry() {
+    for image in ["host", "/srv/root", "./root", "oci:layout", "docker-archive:x.tar"] {
+        let error = check_engine_image(image).unwrap_err();
+        assert!(error.message().contains("--runtime native"), "{error}");
+    }
+    for image in ["alpine", "localhost/host:1", "example.com/a/b@sha256:00"] {
+        check_engine_image(image).unwrap();
+    }
+}
