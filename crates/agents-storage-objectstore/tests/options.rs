@@ -321,7 +321,10 @@ async fn metadata_that_fill_an_object_are_kept_beside_it() {
             .await
             .unwrap_or_else(|error| panic!("{server:?}: {}", error.report()));
         assert_eq!(stored.metadata, metadata);
-        assert_eq!(storage.list_all(&stored.session_id).await.unwrap(), [stored.clone()]);
+        assert_eq!(
+            storage.list_all(&stored.session_id).await.unwrap(),
+            std::slice::from_ref(&stored)
+        );
         assert_eq!(storage.retrieve_bytes(&stored.uri, 10).await.unwrap(), "x");
     }
 }
@@ -435,4 +438,89 @@ async fn sessions_move_between_any_two() {
     let real = retain(&*other, &RetainOptions::new(cut)).await.unwrap();
     assert_eq!(real.removed[0].name.as_str(), "a");
     assert_eq!(other.list_all(&session).await.unwrap().len(), 1);
+}
+
+/// The credentials that MinIO gives for a policy, by Amazon's own client.
+fn assume(policy: &Value) -> Value {
+    let output = std::process::Command::new("python3")
+        .args([
+            "-m",
+            "awscli",
+            "sts",
+            "assume-role",
+            "--role-arn",
+            "arn:aws:iam::111111111111:role/agents",
+        ])
+        .args([
+            "--role-session-name",
+            "agents",
+            "--output",
+            "json",
+            "--policy",
+            &policy.to_string(),
+        ])
+        .args(["--endpoint-url", &variable("AGENTS_TEST_MINIO")])
+        .env("PYTHONPATH", variable("AGENTS_TEST_AWS_PYTHONPATH"))
+        .env("AWS_ACCESS_KEY_ID", variable("AGENTS_TEST_MINIO_KEY"))
+        .env("AWS_SECRET_ACCESS_KEY", variable("AGENTS_TEST_MINIO_SECRET"))
+        .env("AWS_CA_BUNDLE", variable("AGENTS_TEST_MINIO_CA"))
+        .env("AWS_DEFAULT_REGION", "us-east-1")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice::<Value>(&output.stdout).unwrap()["Credentials"].clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_policy_of_the_docs_is_enough_and_no_more() {
+    let page = include_str!("../../../docs/storage-s3.md");
+    let json = page.split("```json\n").nth(1).unwrap().split("```").next().unwrap();
+    let prefix = prefix();
+    let policy = json
+        .replace("my-agents", &variable("AGENTS_TEST_MINIO_BUCKET"))
+        .replace("production", &prefix);
+    let credentials = assume(&serde_json::from_str(&policy).unwrap());
+    let file = |field: &str| secret_file(credentials[field].as_str().unwrap());
+    let (id, secret, token) = (file("AccessKeyId"), file("SecretAccessKey"), file("SessionToken"));
+    let config = |prefix: &str| {
+        json!({
+            "prefix": prefix,
+            "access_key_id": id.1,
+            "secret_access_key": secret.1,
+            "session_token": token.1,
+            "orphan_after_seconds": 1,
+        })
+    };
+    let storage = Server::Minio.storage(config(&prefix)).await.unwrap();
+    assert!(storage.check_availability().await.unwrap().available);
+    assert_works(&storage).await;
+    let stored = storage
+        .store_bytes(&SessionId::generate(), name("a"), "x".into())
+        .await
+        .unwrap();
+    storage.presign(&stored.uri, Duration::from_secs(60)).await.unwrap();
+    assert_eq!(
+        futures_util::TryStreamExt::try_collect::<Vec<_>>(storage.sessions())
+            .await
+            .unwrap()
+            .len(),
+        1
+    );
+    // An upload whose source fails is aborted, which needs the list of uploads.
+    let chunks = (0..20).map(|_| Ok(Bytes::from(vec![1; 1 << 20])));
+    let failing = stream::iter(chunks).chain(stream::once(async {
+        Err(agents_core::Error::new(ErrorKind::RateLimited, "the source failed"))
+    }));
+    let request = StoreRequest::new(
+        SessionId::generate(),
+        name("a"),
+        Body::from_stream(failing.boxed(), None),
+    );
+    storage.store(request).await.unwrap_err();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(storage.reap().await.unwrap(), Vec::<String>::new());
+    let other = Server::Minio.storage(config("tests/elsewhere")).await.unwrap();
+    let (kind, told) = refused(&other).await;
+    assert_eq!(kind, ErrorKind::PermissionDenied, "{told}");
+    assert!(told.contains("permissions"), "{told}");
 }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use agents_core::{Error, Result};
 use async_trait::async_trait;
 use futures_util::TryStreamExt;
 use http::{Method, Request, Uri};
@@ -140,18 +139,6 @@ impl Sweep for XmlSweep {
     }
 }
 
-/// The address of a bucket: `https://host/bucket` or `https://bucket.host`.
-pub(crate) fn bucket_url(endpoint: &str, bucket: &str, path_style: bool) -> Result<String> {
-    let endpoint = endpoint.trim_end_matches('/');
-    if path_style {
-        return Ok(format!("{endpoint}/{bucket}"));
-    }
-    let (scheme, host) = endpoint
-        .split_once("://")
-        .ok_or_else(|| Error::invalid("endpoint must begin with https:// or http://"))?;
-    Ok(format!("{scheme}://{bucket}.{host}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -177,12 +164,5 @@ mod tests {
             let listed: Listed = quick_xml::de::from_str(&xml).unwrap();
             assert_eq!(listed.upload.len(), expected, "{xml}");
         }
-    }
-
-    #[test]
-    fn a_bucket_has_two_kinds_of_address() {
-        let url = |path_style| bucket_url("https://s3.example:9000/", "b", path_style).unwrap();
-        assert_eq!(url(true), "https://s3.example:9000/b");
-        assert_eq!(url(false), "https://b.s3.example:9000");
     }
 }

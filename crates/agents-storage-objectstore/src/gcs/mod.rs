@@ -293,7 +293,7 @@ impl Factory for GcsFactory {
             authorize: Box::new(Bearer(Arc::clone(store.credentials()))),
         };
         let signing = match (key, &config.signing_account) {
-            (Some(key), _) => Signing::Key(key),
+            (Some(key), _) => Signing::Key(Box::new(key)),
             (None, email) => Signing::Iam {
                 account: match email {
                     Some(email) => Arc::new(StaticCredentialProvider::new(GcpSigningCredential {

@@ -69,7 +69,7 @@ impl Key {
 #[derive(Debug)]
 pub(super) enum Signing {
     /// A key that we have.
-    Key(Key),
+    Key(Box<Key>),
     /// IAM, with the key of the service account that this names.
     Iam {
         account: GcpSigningCredentialProvider,

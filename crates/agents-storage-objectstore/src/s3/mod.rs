@@ -21,7 +21,7 @@ use crate::cloud::{
     CloudStorage, Keys, Renew, Service, SignedUploads,
     config::{cloud_config, refused, text},
     layout::Root,
-    sweep::{Authorize, XmlSweep, bucket_url},
+    sweep::{Authorize, XmlSweep},
 };
 
 /// The type, as in a configuration.
@@ -296,6 +296,18 @@ impl Factory for S3Factory {
     }
 }
 
+/// The address of a bucket: `https://host/bucket` or `https://bucket.host`.
+fn bucket_url(endpoint: &str, bucket: &str, path_style: bool) -> Result<String> {
+    let endpoint = endpoint.trim_end_matches('/');
+    if path_style {
+        return Ok(format!("{endpoint}/{bucket}"));
+    }
+    let (scheme, host) = endpoint
+        .split_once("://")
+        .ok_or_else(|| Error::invalid("endpoint must begin with https:// or http://"))?;
+    Ok(format!("{scheme}://{bucket}.{host}"))
+}
+
 #[derive(Debug)]
 struct Signer {
     credentials: AwsCredentialProvider,
@@ -307,5 +319,60 @@ impl Authorize for Signer {
     async fn authorize(&self, request: &mut HttpRequest) -> object_store::Result<()> {
         let credential = self.credentials.get_credential().await?;
         AwsAuthorizer::new(&credential, "s3", &self.region).try_authorize(request, None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bucket_has_two_kinds_of_address() {
+        let url = |path_style| bucket_url("https://s3.example:9000/", "b", path_style).unwrap();
+        assert_eq!(url(true), "https://s3.example:9000/b");
+        assert_eq!(url(false), "https://b.s3.example:9000");
+    }
+
+    #[test]
+    fn bad_fields_are_named() {
+        let check = |json: &str| S3Factory::validate(&serde_json::from_str(json).unwrap());
+        assert!(check(r#"{"bucket": "agents", "encryption": "kms", "kms_key_id": "k"}"#).is_ok());
+        for (json, field) in [
+            ("{}", "bucket"),
+            (r#"{"bucket": "../x"}"#, "bucket"),
+            (r#"{"bucket": "b", "access_key_id": "env:A"}"#, "secret_access_key"),
+            (r#"{"bucket": "b", "session_token": "env:A"}"#, "session_token"),
+            (
+                r#"{"bucket": "b", "profile": "p", "access_key_id": "env:A", "secret_access_key": "env:B"}"#,
+                "profile",
+            ),
+            (r#"{"bucket": "b", "region": ""}"#, "region"),
+            (r#"{"bucket": "b", "storage_class": "DEEP_ARCHIVE"}"#, "storage_class"),
+            (r#"{"bucket": "b", "kms_key_id": "k"}"#, "kms_key_id"),
+            (r#"{"bucket": "b", "encryption": "customer"}"#, "customer_key"),
+            (
+                r#"{"bucket": "b", "endpoint": "http://minio.internal:9000"}"#,
+                "allow_http",
+            ),
+            (
+                r#"{"bucket": "b", "endpoint": "https://key:hunter2@minio.internal"}"#,
+                "endpoint",
+            ),
+            (r#"{"bucket": "b", "proxy": "http://user:hunter2@proxy"}"#, "proxy"),
+            (r#"{"bucket": "b", "orphan_after_seconds": 0}"#, "orphan_after_seconds"),
+            (
+                r#"{"bucket": "b", "retry": {"max_elapsed_seconds": 500}}"#,
+                "retry.max_elapsed_seconds",
+            ),
+        ] {
+            let error = check(json).unwrap_err();
+            assert!(error.message().contains(field), "{json}: {}", error.message());
+            assert!(!error.report().contains("hunter2"), "{}", error.report());
+        }
+        // A secret in the place of a reference is refused and not quoted.
+        let literal =
+            serde_json::from_str::<S3Config>(r#"{"bucket": "b", "secret_access_key": "hunter2"}"#).unwrap_err();
+        assert!(!literal.to_string().contains("hunter2"), "{literal}");
+        assert!(check(r#"{"bucket": "b", "endpoint": "http://127.0.0.1:9000"}"#).is_ok());
     }
 }
