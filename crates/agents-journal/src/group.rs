@@ -16,6 +16,13 @@ use crate::error::{closed, stopped};
 /// who has just got an answer often has the next record at hand.
 const LINGER: Duration = Duration::from_micros(50);
 
+/// Who shared the last group is likely to come back for the next one. The thread waits for as many, but at most for this part
+/// of what the last group took: without that, the first to come back would have a sync to itself, and the others the next.
+const PATIENCE: u32 = 2;
+
+/// A group that takes no longer than this is not worth waiting for company.
+const WORTH: Duration = Duration::from_micros(100);
+
 /// The most bytes of one group, save a single payload that is larger.
 const GROUP_BYTES: usize = 4 << 20;
 
@@ -58,6 +65,8 @@ struct Queue<S: Sink> {
 
 struct State<S: Sink> {
     jobs: Vec<Job<S>>,
+    /// How many jobs the thread is to be woken for.
+    wanted: usize,
     /// Until the thread has it.
     sink: Option<S>,
     closed: bool,
@@ -71,6 +80,7 @@ impl<S: Sink> GroupCommit<S> {
             queue: Arc::new(Queue {
                 state: Mutex::new(State {
                     jobs: Vec::new(),
+                    wanted: 1,
                     sink: Some(sink),
                     closed: false,
                 }),
@@ -167,8 +177,11 @@ impl<S: Sink> GroupCommit<S> {
                 ));
             }
         }
+        let wake = state.jobs.len() >= state.wanted;
         drop(state);
-        self.queue.ready.notify_one();
+        if wake {
+            self.queue.ready.notify_one();
+        }
         Ok(())
     }
 }
@@ -197,25 +210,16 @@ impl<S: Sink> Queue<S> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Everything that waits; none once it is closed and empty.
-    fn take(&self, sink: &mut S) -> Vec<Job<S>> {
+    /// Everything that waits, once it is as much as expected or patience ends; none once it is closed and empty.
+    fn take(&self, sink: &mut S, expected: usize, patience: Duration) -> Vec<Job<S>> {
         let late = Instant::now() + LINGER;
-        let mut state = self.lock();
-        loop {
-            if !state.jobs.is_empty() || state.closed {
-                return std::mem::take(&mut state.jobs);
-            }
+        let mut state = self.look(late, 1);
+        while state.jobs.is_empty() && !state.closed {
             drop(state);
-            let wait = if Instant::now() < late {
-                thread::yield_now();
-                Some(Duration::ZERO)
-            } else {
-                sink.idle()
-            };
+            let wait = sink.idle();
             state = self.lock();
             let nothing = |state: &mut State<S>| state.jobs.is_empty() && !state.closed;
             state = match wait {
-                Some(Duration::ZERO) => state,
                 Some(wait) => {
                     let waited = self.ready.wait_timeout_while(state, wait, nothing);
                     waited.unwrap_or_else(PoisonError::into_inner).0
@@ -225,6 +229,30 @@ impl<S: Sink> Queue<S> {
                     waited.unwrap_or_else(PoisonError::into_inner)
                 }
             };
+        }
+        if state.jobs.len() < expected && !state.closed {
+            drop(state);
+            let end = Instant::now() + patience;
+            state = self.look(end.min(late), expected);
+            state.wanted = expected;
+            let few = |state: &mut State<S>| state.jobs.len() < expected && !state.closed;
+            let left = end.saturating_duration_since(Instant::now());
+            let waited = self.ready.wait_timeout_while(state, left, few);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            state.wanted = 1;
+        }
+        std::mem::take(&mut state.jobs)
+    }
+
+    /// Looks again and again until there are so many jobs, or it is late.
+    fn look(&self, late: Instant, count: usize) -> MutexGuard<'_, State<S>> {
+        loop {
+            let state = self.lock();
+            if state.jobs.len() >= count || state.closed || Instant::now() >= late {
+                return state;
+            }
+            drop(state);
+            thread::yield_now();
         }
     }
 }
@@ -242,8 +270,11 @@ impl<S: Sink> Drop for CloseOnDrop<S> {
 
 fn run<S: Sink>(queue: &CloseOnDrop<S>, mut sink: S) {
     let mut group = Group::new();
+    let (mut expected, mut patience) = (1, Duration::ZERO);
     loop {
-        let jobs = queue.0.take(&mut sink);
+        let jobs = queue.0.take(&mut sink, expected, patience);
+        let start = Instant::now();
+        expected = jobs.len();
         if jobs.is_empty() {
             return;
         }
@@ -268,6 +299,8 @@ fn run<S: Sink>(queue: &CloseOnDrop<S>, mut sink: S) {
             }
         }
         group.commit(&mut sink);
+        let took = start.elapsed();
+        patience = if took > WORTH { took / PATIENCE } else { Duration::ZERO };
     }
 }
 
