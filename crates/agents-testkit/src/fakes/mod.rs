@@ -1,6 +1,9 @@
 //! Adapters in memory, and faults for any adapter: for tests of what stands above adapters.
 
 mod audit;
+mod cloudwatch;
+mod cloudwatch_pattern;
+mod cloudwatch_sigv4;
 mod datadog;
 mod datadog_query;
 mod fault;
@@ -9,6 +12,7 @@ mod runtime;
 mod server;
 
 pub use audit::MemoryAudit;
+pub use cloudwatch::{SignedProxy, StrictCloudWatch};
 pub use datadog::FakeDatadog;
 pub use fault::FaultLayer;
 pub use policy::FixedPolicy;
