@@ -159,7 +159,9 @@ impl CloudWatchAuditConfig {
                 Some(rest) if !rest.is_empty() && !rest.contains(['@', '?', '#', ' ']) => {}
                 // Not quoted: it may hold a password.
                 _ => {
-                    return invalid("endpoint must be http:// or https:// with a host, and no user or query".to_owned());
+                    return invalid(
+                        "endpoint must be http:// or https:// with a host, and no user or query".to_owned(),
+                    );
                 }
             }
         }
