@@ -23,12 +23,12 @@ pub(crate) fn map(error: sqlx::Error, class: fn(&dyn DatabaseError) -> Class) ->
 fn class_of(error: &sqlx::Error, class: fn(&dyn DatabaseError) -> Class) -> Class {
     match error {
         sqlx::Error::Database(error) => class(&**error),
+        error if is_tls(error) => (ErrorKind::Unauthenticated, false),
         sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed => (ErrorKind::Unavailable, true),
         // What is left of an answer when a connection breaks.
         sqlx::Error::Protocol(_) | sqlx::Error::BeginFailed => (ErrorKind::Unavailable, true),
         sqlx::Error::PoolTimedOut => (ErrorKind::Timeout, true),
         sqlx::Error::PoolClosed => (ErrorKind::Conflict, false),
-        sqlx::Error::Tls(_) => (ErrorKind::Unauthenticated, false),
         sqlx::Error::Configuration(_) => (ErrorKind::ConfigInvalid, false),
         sqlx::Error::RowNotFound => (ErrorKind::NotFound, false),
         sqlx::Error::Encode(_) => (ErrorKind::DataInvalid, false),
@@ -42,9 +42,18 @@ fn class_of(error: &sqlx::Error, class: fn(&dyn DatabaseError) -> Class) -> Clas
     }
 }
 
+/// Whether there is no TLS, or none that is trusted: rustls tells of a certificate as of invalid data.
+fn is_tls(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Tls(_) => true,
+        sqlx::Error::Io(error) => error.kind() == std::io::ErrorKind::InvalidData,
+        _ => false,
+    }
+}
+
 fn message(kind: ErrorKind, error: &sqlx::Error) -> &'static str {
     match (kind, error) {
-        (_, sqlx::Error::Tls(_)) => {
+        (_, error) if is_tls(error) => {
             "the audit database offers no TLS, or its certificate is not trusted; set tls_ca_file to the authority that \
              signed it and use the name that it holds in url"
         }
@@ -208,6 +217,18 @@ mod tests {
         ] {
             assert_eq!(sqlite(code), expected, "{code}");
         }
+    }
+
+    #[test]
+    fn a_certificate_that_is_not_trusted_is_told_as_such() {
+        let io = |kind| sqlx::Error::Io(std::io::Error::new(kind, "x"));
+        let mapped = map(io(std::io::ErrorKind::InvalidData), |_| UNKNOWN);
+        assert_eq!(
+            (mapped.kind(), mapped.is_temporary()),
+            (ErrorKind::Unauthenticated, false)
+        );
+        assert!(mapped.message().contains("tls_ca_file"));
+        assert!(map(io(std::io::ErrorKind::ConnectionReset), |_| UNKNOWN).is_temporary());
     }
 
     #[test]

@@ -5,11 +5,10 @@ mod common;
 use std::{
     collections::BTreeSet,
     net::SocketAddr,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
-use agents_audit_sql::DatabaseAudit;
+use agents_audit_sql::{DatabaseAudit, TlsMode};
 use agents_core::{AuditLogger, AuditQuery, ErrorKind, SessionId};
 use agents_testkit::proxy::{Fault, FaultProxy, during};
 use common::{Server, config, event, number, numbers, open};
@@ -268,13 +267,45 @@ async fn credentials_that_expire_are_told_as_such_and_may_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_without_tls_is_refused_where_tls_is_required() {
+async fn tls_is_used_and_the_certificate_and_its_name_are_checked() {
     for server in Server::ALL {
-        let config = config().with_tls(agents_audit_sql::TlsMode::Required);
-        let audit = Arc::new(DatabaseAudit::new(config, Some(&server.url())).unwrap());
-        // Without TLS, or with a certificate that nobody here trusts.
-        let error = audit.emit(event(&SessionId::generate(), 0)).await.unwrap_err();
-        assert!(!error.is_temporary(), "{server:?}: {error:?}");
-        assert!(error.message().contains("tls_ca_file"), "{server:?}: {error:?}");
+        let session = SessionId::generate();
+        let required = config().with_tls(TlsMode::Required);
+        let trusting = required.clone().with_tls_ca_file(Some(server.authority()));
+        let audit = DatabaseAudit::new(trusting.clone(), Some(&server.url())).unwrap();
+        audit.emit(event(&session, 0)).await.unwrap();
+        assert_eq!(numbers(&audit, &session).await, [0], "{server:?}");
+
+        // The system does not know the authority, and the certificate is for another address.
+        let other = server.url().replace("127.0.0.1", "127.0.0.2");
+        let listening = tokio::net::TcpListener::bind("127.0.0.2:0").await.unwrap();
+        let port = listening.local_addr().unwrap().port();
+        let at = server
+            .url()
+            .rsplit(':')
+            .next()
+            .unwrap()
+            .split('/')
+            .next()
+            .unwrap()
+            .to_owned();
+        tokio::spawn(forward(listening, format!("127.0.0.1:{at}")));
+        let other = other.replace(&format!("127.0.0.2:{at}"), &format!("127.0.0.2:{port}"));
+        for (config, url) in [(required, server.url()), (trusting, other)] {
+            let audit = DatabaseAudit::new(config, Some(&url)).unwrap();
+            let error = audit.emit(event(&session, 1)).await.unwrap_err();
+            assert!(!error.is_temporary(), "{server:?}: {error:?}");
+            assert!(error.message().contains("tls_ca_file"), "{server:?}: {error:?}");
+        }
+        assert_eq!(numbers(&audit, &session).await, [0], "{server:?}");
+    }
+}
+
+async fn forward(listening: tokio::net::TcpListener, to: String) {
+    while let Ok((mut client, _)) = listening.accept().await {
+        let Ok(mut server) = tokio::net::TcpStream::connect(&to).await else {
+            continue;
+        };
+        tokio::spawn(async move { tokio::io::copy_bidirectional(&mut client, &mut server).await });
     }
 }

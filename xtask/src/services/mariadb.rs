@@ -62,7 +62,7 @@ impl Server for MariaDb {
             format!(
                 "CREATE DATABASE {NAME} CHARACTER SET utf8mb4;\n\
                  CREATE USER '{NAME}'@'127.0.0.1' IDENTIFIED BY '{password}';\n\
-                 GRANT ALL ON *.* TO '{NAME}'@'127.0.0.1';\n"
+                 GRANT ALL ON *.* TO '{NAME}'@'127.0.0.1' WITH GRANT OPTION;\n"
             ),
         )?;
         let data = folder.join("data");

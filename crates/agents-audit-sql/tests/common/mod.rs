@@ -17,18 +17,28 @@ pub(crate) enum Server {
 impl Server {
     pub(crate) const ALL: [Self; 2] = [Self::Postgres, Self::MariaDb];
 
-    /// The URL of the server that the environment names. Fails the test when it does not.
-    pub(crate) fn url(self) -> String {
+    fn variable(self, suffix: &str) -> String {
         let (variable, service) = match self {
             Self::Postgres => ("AGENTS_TEST_POSTGRES", "postgres"),
             Self::MariaDb => ("AGENTS_TEST_MARIADB", "mariadb"),
         };
-        std::env::var(variable).unwrap_or_else(|_| {
+        let variable = format!("{variable}{suffix}");
+        std::env::var(&variable).unwrap_or_else(|_| {
             panic!(
                 "{variable} is not set; start a server with `cargo xtask services up {service}` and take what `cargo xtask \
                  services env` prints"
             )
         })
+    }
+
+    /// The URL of the server that the environment names. Fails the test when it does not.
+    pub(crate) fn url(self) -> String {
+        self.variable("")
+    }
+
+    /// The file of the authority that signed the server's certificate.
+    pub(crate) fn authority(self) -> std::path::PathBuf {
+        self.variable("_CA").into()
     }
 
     /// Makes a database, and gives its URL.
