@@ -115,9 +115,9 @@ impl DatadogAudit {
     /// Drops events that were found up to the cursor already: what was delivered again is there twice.
     async fn drop_repeats(&self, hits: &mut Vec<Hit>, after: &Cursor) -> Result<()> {
         let mut before = HashSet::new();
-        for hits in hits.chunks(IDS) {
-            let ids: Vec<_> = hits.iter().map(|hit| hit.at.id.as_str()).collect();
-            let search = Search::of_events(&ids, after, &self.config.service);
+        let (ids, since) = search::suspects(hits, after);
+        for ids in ids.chunks(IDS) {
+            let search = Search::of_events(ids, since, after, &self.config.service);
             let mut page = None;
             loop {
                 let answer = self.client.search(&search.body(page.as_deref())).await?;

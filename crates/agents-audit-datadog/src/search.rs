@@ -69,11 +69,11 @@ impl Search {
         }
     }
 
-    /// The search for these events up to a cursor.
-    pub(crate) fn of_events(ids: &[&str], until: &Cursor, service: &str) -> Self {
+    /// The search for these events, since a millisecond and up to a cursor.
+    pub(crate) fn of_events(ids: &[&str], since: i64, until: &Cursor, service: &str) -> Self {
         Self {
             query: format!("{} @audit.event_id:({})", filed(service), ids.join(" OR ")),
-            from: 0,
+            from: since.max(0),
             to: Some(until.millisecond() + 1),
             limit: MAX_PAGE,
         }
@@ -148,6 +148,27 @@ fn hit(log: &Value) -> Option<Hit> {
     })
 }
 
+/// Those of the hits behind a cursor that may have been written before it too, and since when: an event is not written before it
+/// happens. So what happened behind the cursor was written there for the first time, and takes no search.
+pub(crate) fn suspects<'h>(hits: &'h [Hit], after: &Cursor) -> (Vec<&'h str>, i64) {
+    let (mut ids, mut since) = (Vec::new(), after.millisecond());
+    for hit in hits {
+        let happened = hit.event.as_ref().map_or(0, |event| event.timestamp.as_millisecond());
+        // Its clock is not to be trusted.
+        let ahead = happened > hit.at.millisecond();
+        if ahead || happened <= after.millisecond() {
+            let earliest = if ahead {
+                after.millisecond() - AHEAD.as_secs() * 1000
+            } else {
+                happened
+            };
+            ids.push(hit.at.id.as_str());
+            since = since.min(earliest);
+        }
+    }
+    (ids, since)
+}
+
 #[cfg(test)]
 mod tests {
     use agents_core::{EventType, SessionId};
@@ -179,6 +200,31 @@ mod tests {
         );
         let later = Search::new(&query, Some(&Cursor::parse("dd:1800000000000123456:e").unwrap()), "svc");
         assert_eq!(later.body(None)["filter"]["from"], "1800000000000");
+    }
+
+    #[test]
+    fn only_what_happened_before_the_cursor_may_be_there_twice() {
+        let event = |place_ms: i64, happened_ms: i64| {
+            let mut event = AuditEvent::now(EventType::AgentFailed);
+            event.timestamp = Timestamp::from_millisecond(happened_ms).unwrap();
+            event.event_id = format!("e{happened_ms}");
+            Hit {
+                millisecond: place_ms,
+                at: Cursor {
+                    place: place_ms * 1_000_000,
+                    id: event.event_id.clone(),
+                },
+                event: Some(event),
+            }
+        };
+        let after = Cursor::parse("dd:100000000000000:c").unwrap();
+        let hits = [
+            event(100_000_005, 100_000_004),
+            event(100_000_006, 7),
+            event(100_000_007, 200_000_000),
+        ];
+        assert_eq!(suspects(&hits, &after), (vec!["e7", "e200000000"], 7));
+        assert_eq!(suspects(&hits[..1], &after).0, Vec::<&str>::new());
     }
 
     #[test]

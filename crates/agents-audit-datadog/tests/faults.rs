@@ -194,7 +194,7 @@ async fn a_search_waits_until_it_is_allowed() {
         .await
         .unwrap();
     world.fake.limit_searches(2, Duration::from_secs(2));
-    // Five pages are nine searches.
+    // Five pages are nine searches: the events of a batch all happened before its first was written.
     let start = Instant::now();
     assert_eq!(world.pages(2).await, (0..10).collect::<Vec<_>>());
     assert!(start.elapsed() >= Duration::from_secs(6), "{:?}", start.elapsed());
