@@ -86,6 +86,8 @@ pub fn cases() -> Vec<Case<AuditFixture>> {
         paging_with_a_stable_cursor,
         a_foreign_cursor_is_refused,
         repeated_delivery_is_harmless,
+        repeated_delivery_is_harmless_across_pages,
+        what_is_written_late_comes_late,
         text_and_sizes_survive,
         the_link_of_a_chain_survives,
         concurrent_emitters_lose_nothing,
@@ -361,6 +363,46 @@ async fn repeated_delivery_is_harmless(fx: Fx) -> CaseResult {
         [0, 1, 2, 3],
         "an event must be found once"
     );
+    Ok(())
+}
+
+async fn repeated_delivery_is_harmless_across_pages(fx: Fx) -> CaseResult {
+    fx.needs_query()?;
+    let session = SessionId::generate();
+    let events: Vec<_> = (0..7).map(|n| event(&session, n)).collect();
+    for batch in [&events[..4], &events[..], &events[2..5]] {
+        for result in fx.audit.emit_batch(batch.to_vec()).await? {
+            result?;
+        }
+    }
+    for limit in [1, 2, 3, 7, 8] {
+        let query = AuditQuery::new().with_session(Some(session.clone())).with_limit(limit);
+        let found = all_pages(&*fx.audit, query).await?;
+        assert_eq!(numbers(&found), (0..7).collect::<Vec<_>>(), "pages of {limit}");
+    }
+    Ok(())
+}
+
+async fn what_is_written_late_comes_late(fx: Fx) -> CaseResult {
+    fx.needs_query()?;
+    let session = SessionId::generate();
+    let query = || AuditQuery::new().with_session(Some(session.clone()));
+    fx.audit.emit(event(&session, 0)).await?;
+    fx.audit.emit(event(&session, 1)).await?;
+    let page = fx.audit.query(query().with_limit(1)).await?;
+    assert!(page.next.is_some());
+    // As one that waited in a spool. Who follows by cursor must find it.
+    let mut late = event(&session, 2);
+    late.timestamp -= SignedDuration::from_hours(30);
+    let time = late.timestamp;
+    fx.audit.emit(late).await?;
+    assert_eq!(numbers(&fx.of_session(&session).await?), [0, 1, 2]);
+    let next = fx.audit.query(query().with_cursor(page.next)).await?;
+    assert_eq!(numbers(&next.events), [1, 2]);
+    let of_then = query()
+        .with_start_time(Some(time))
+        .with_end_time(Some(time + SignedDuration::from_hours(1)));
+    assert_eq!(numbers(&all_pages(&*fx.audit, of_then).await?), [2]);
     Ok(())
 }
 
