@@ -1,9 +1,9 @@
 //! The docker runtime as a [`ContainerRuntime`].
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -46,8 +46,10 @@ pub struct DockerRuntime {
 pub(crate) struct Inner {
     pub(crate) engine: Arc<Engine>,
     pub(crate) images: Images,
-    /// In what ways the guest program is on the engine, as far as is known.
-    pub(crate) program: tokio::sync::Mutex<BTreeSet<program::Access>>,
+    /// In what ways the guest program is on the engine, as far as is known, and where the file of hosts is there.
+    pub(crate) program: tokio::sync::Mutex<BTreeMap<program::Access, String>>,
+    /// Set when the engine cannot mount from where it says that its volumes are.
+    pub(crate) hidden_volumes: AtomicBool,
     /// By the image's identifier and its user.
     users: tokio::sync::Mutex<HashMap<(String, String), Option<User>>>,
     containers: Mutex<HashMap<ContainerId, Arc<Known>>>,
@@ -80,6 +82,7 @@ impl DockerRuntime {
                 engine,
                 images,
                 program: tokio::sync::Mutex::default(),
+                hidden_volumes: AtomicBool::new(false),
                 users: tokio::sync::Mutex::default(),
                 containers: Mutex::default(),
             }),
@@ -247,7 +250,8 @@ impl ContainerRuntime for DockerRuntime {
     }
 
     async fn provision(&self, request: Admitted) -> Result<Provisioned> {
-        agents_guest::check_engine_image(&request.request().image).map_err(|error| error.with_operation("provision"))?;
+        agents_guest::check_engine_image(&request.request().image)
+            .map_err(|error| error.with_operation("provision"))?;
         if self.engine().known().is_none() {
             // What was assumed of the engine may not hold.
             self.engine()

@@ -182,6 +182,28 @@ mod tests {
     }
 
     #[test]
+    fn the_example_is_read() {
+        #[derive(Deserialize)]
+        struct File {
+            adapters: Adapters,
+        }
+        #[derive(Deserialize)]
+        struct Adapters {
+            container_runtime: Runtime,
+        }
+        #[derive(Deserialize)]
+        struct Runtime {
+            r#type: String,
+            config: DockerConfig,
+        }
+        let file: File = serde_saphyr::from_str(include_str!("../example.yaml")).unwrap();
+        let runtime = file.adapters.container_runtime;
+        assert_eq!(runtime.r#type, DockerFactory::TYPE);
+        runtime.config.check().unwrap();
+        assert_eq!(runtime.config, DockerConfig::host("unix:///var/run/docker.sock"));
+    }
+
+    #[test]
     fn faults_are_found_without_the_engine() {
         let both = DockerConfig {
             context: Some("x".to_owned()),

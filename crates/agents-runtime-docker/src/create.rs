@@ -111,6 +111,8 @@ pub(crate) struct Setting<'a> {
     pub(crate) gvisor: bool,
     /// The limit on processes, which the plan leaves to the program in gVisor.
     pub(crate) pids: Option<u64>,
+    /// The file of hosts on the engine's host. Without it docker makes the network namespace, and a file of hosts.
+    pub(crate) hosts: Option<&'a str>,
     /// Whether there is a main process.
     pub(crate) main: bool,
     /// The value of [`LABEL_CREATION`].
@@ -139,6 +141,15 @@ pub(crate) fn body(plan: &Plan, setting: &Setting<'_>) -> Result<ContainerCreate
                 )));
             }
         }
+    }
+    if let Some(hosts) = setting.hosts.filter(|_| !covered(plan, "/etc/hosts")) {
+        mounts.push(Mount {
+            target: Some("/etc/hosts".to_owned()),
+            source: Some(hosts.to_owned()),
+            typ: Some(MountType::BIND),
+            read_only: Some(true),
+            ..Mount::default()
+        });
     }
     // An image's own volumes would be writable space without a limit, and docker makes no read-only ones.
     let volumes = setting.image.config.volumes.keys().map(String::as_str);
@@ -222,6 +233,8 @@ pub(crate) fn body(plan: &Plan, setting: &Setting<'_>) -> Result<ContainerCreate
         attach_stdout: Some(true),
         attach_stderr: Some(true),
         tty: Some(false),
+        // The OCI runtime makes a namespace with nothing but loopback then, and docker none.
+        network_disabled: setting.hosts.map(|_| true),
         // The engine would run the image's own check in the container.
         healthcheck: Some(HealthConfig {
             test: Some(vec!["NONE".to_owned()]),

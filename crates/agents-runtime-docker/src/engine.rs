@@ -289,8 +289,8 @@ impl Engine {
         }
     }
 
-    /// The names of the volumes with this label.
-    pub(crate) async fn volumes(&self, label: &str) -> Result<Vec<String>> {
+    /// The volumes with this label, and where each is on the engine's host.
+    pub(crate) async fn volumes(&self, label: &str) -> Result<BTreeMap<String, String>> {
         let filters = HashMap::from([("label".to_owned(), vec![label.to_owned()])]);
         let options = ListVolumesOptionsBuilder::new().filters(&filters).build();
         let volumes = self
@@ -300,7 +300,7 @@ impl Engine {
             .volumes
             .unwrap_or_default()
             .into_iter()
-            .map(|volume| volume.name)
+            .map(|volume| (volume.name, volume.mountpoint))
             .collect())
     }
 

@@ -351,14 +351,7 @@ fn capabilities(info: &Info, facts: &Facts, standing: &Standing, seccomp: bool, 
             "there is no egress proxy for docker yet",
             "leave the network disabled",
         ))
-        .with_ingress_ports(if gvisor {
-            Support::refused(
-                "docker leaves the loopback interface down, and gVisor takes over only what is up",
-                "use the engine's own runtime, or leave ingress_ports empty",
-            )
-        } else {
-            Support::Enforced
-        })
+        .with_ingress_ports(Support::Enforced)
         .with_add_capabilities(Support::refused(
             "docker keeps capabilities for root alone, and an agent is not root",
             "use the embedded or the podman runtime",

@@ -1,5 +1,8 @@
 //! The guest program on the engine: a named volume by the program's hash, filled once and mounted read-only everywhere.
 //!
+//! Beside it is a file of hosts. Docker writes one only for a container that it makes a network namespace for, which takes it
+//! longer than anything else, and the OCI runtime's own one, with nothing but loopback, is all that is needed.
+//!
 //! A container without a process is made to fill it, whose name lets only one caller do so at a time. A second volume, empty,
 //! is the word that the first is complete.
 
@@ -13,6 +16,12 @@ use crate::{engine::Engine, error};
 
 /// The label of everything that carries the program.
 const LABEL: &str = "isolated-agents.program";
+
+/// The file of hosts in the volume.
+const HOSTS_NAME: &str = "hosts";
+
+/// What it says, as docker's own for a container without a network.
+const HOSTS: &[u8] = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
 
 /// How old a container that fills the volume is when whoever made it must be gone, in seconds.
 const STALE: i64 = 30;
@@ -47,28 +56,28 @@ impl Access {
         }
     }
 
-    fn ready(self) -> String {
-        format!("{}-ready", self.volume())
+    fn complete(self) -> String {
+        format!("{}-complete", self.volume())
     }
 }
 
-/// Makes sure that the volume is there and filled. The image is any that is on the engine.
-pub(crate) async fn ensure(engine: Arc<Engine>, access: Access, image: String) -> Result<()> {
+/// Makes sure that the volume is there and filled, and says where the file of hosts is on the engine's host. The image is
+/// any that is on the engine.
+pub(crate) async fn ensure(engine: Arc<Engine>, access: Access, image: String) -> Result<String> {
     let begun = tokio::time::Instant::now();
     loop {
         let volumes = engine.volumes(&format!("{LABEL}={PROGRAM_SHA256}")).await?;
-        if [access.volume(), access.ready()]
-            .iter()
-            .all(|name| volumes.contains(name))
+        if volumes.contains_key(&access.complete())
+            && let Some(place) = volumes.get(&access.volume())
         {
-            return Ok(());
+            return Ok(format!("{place}/{HOSTS_NAME}"));
         }
         let filler = format!("{}-fill", access.volume());
         match engine.create(Some(&filler), filling(access, &image)).await {
             Ok(id) => {
                 let filled = fill(&engine, access, &id).await;
-                let removed = engine.remove(&id).await;
-                return filled.and(removed);
+                engine.remove(&id).await?;
+                filled?;
             }
             Err(error) if error.kind() == ErrorKind::AlreadyExists && begun.elapsed() < engine.deadline() => {
                 clear(&engine).await?;
@@ -87,18 +96,23 @@ pub(crate) async fn ensure(engine: Arc<Engine>, access: Access, image: String) -
 
 async fn fill(engine: &Engine, access: Access, id: &str) -> Result<()> {
     engine.upload(id, PROGRAM_DIR, archive(access.mode())?.into()).await?;
-    engine.create_volume(&access.ready(), &[(LABEL, PROGRAM_SHA256)]).await
+    engine
+        .create_volume(&access.complete(), &[(LABEL, PROGRAM_SHA256)])
+        .await
 }
 
-/// The program as a file of root's.
+/// The program and the hosts as files of root's.
 fn archive(mode: u32) -> Result<Vec<u8>> {
-    let mut header = tar::Header::new_ustar();
-    header.set_size(PROGRAM.len() as u64);
-    header.set_mode(mode);
-    let name = PROGRAM_PATH.rsplit('/').next().unwrap_or(PROGRAM_PATH);
+    let program = PROGRAM_PATH.rsplit('/').next().unwrap_or(PROGRAM_PATH);
     let mut archive = tar::Builder::new(Vec::new());
-    archive
-        .append_data(&mut header, name, PROGRAM)
+    let mut add = |name: &str, mode: u32, content: &[u8]| {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(content.len() as u64);
+        header.set_mode(mode);
+        archive.append_data(&mut header, name, content)
+    };
+    add(program, mode, PROGRAM)
+        .and_then(|()| add(HOSTS_NAME, 0o444, HOSTS))
         .and_then(|()| archive.into_inner())
         .map_err(|error| Error::io("cannot pack the guest program", error))
 }

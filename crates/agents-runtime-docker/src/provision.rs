@@ -1,6 +1,9 @@
 //! Making a container: create, attach, start, read back. Whatever goes wrong, and whoever loses interest, nothing is left.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use agents_core::{EffectiveState, Error, ErrorKind, ProvisionRequest, Result, SessionId};
 use agents_guest::{Connection, Plan, Report, SpawnRequest};
@@ -127,20 +130,37 @@ impl Attempt {
         if gvisor {
             plan = plan.with_processes_limited_inside();
         }
-        let setting = Setting {
-            image: &image,
-            facts,
-            runtime: runtime.as_deref(),
-            gvisor,
-            pids: self.request.resources.pids,
-            main,
-            creation: &self.creation,
-        };
-        let body = create::body(&plan, &setting)?;
-        self.ensure_program(Access::of_kernel(gvisor), &image.id).await?;
-        let (carrier, name) = (Arc::clone(engine), plan.name.clone());
-        self.created = Created::Sent(tokio::spawn(async move { carrier.create(Some(&name), body).await }));
-        self.created.settle().await?;
+        let mut again = false;
+        loop {
+            let hosts = self.ensure_program(Access::of_kernel(gvisor), &image.id).await?;
+            let hidden = inner.hidden_volumes.load(Ordering::Relaxed);
+            let setting = Setting {
+                image: &image,
+                facts,
+                runtime: runtime.as_deref(),
+                gvisor,
+                pids: self.request.resources.pids,
+                // gVisor takes over the interfaces that it finds, and the OCI runtime has set none up by then.
+                hosts: Some(hosts.as_str()).filter(|_| !hidden && !gvisor),
+                main,
+                creation: &self.creation,
+            };
+            let body = create::body(&plan, &setting)?;
+            let (carrier, name) = (Arc::clone(engine), plan.name.clone());
+            self.created = Created::Sent(tokio::spawn(async move { carrier.create(Some(&name), body).await }));
+            match self.created.settle().await {
+                // Somebody has removed the volume, or the engine shows other paths than it uses.
+                Err(error) if error.kind() == ErrorKind::NotFound && error.message().contains(&hosts) && !hidden => {
+                    inner.program.lock().await.clear();
+                    inner.hidden_volumes.fetch_or(again, Ordering::Relaxed);
+                    again = true;
+                }
+                other => {
+                    other?;
+                    break;
+                }
+            }
+        }
         let Created::As(id) = &self.created else {
             return Err(Error::unexpected("the container was not created"));
         };
@@ -209,17 +229,19 @@ impl Attempt {
         Ok(report)
     }
 
-    async fn ensure_program(&self, access: Access, image: &str) -> Result<()> {
+    /// Makes sure that the guest program is on the engine, and says where the file of hosts beside it is there.
+    async fn ensure_program(&self, access: Access, image: &str) -> Result<String> {
         let mut there = self.inner.program.lock().await;
-        if !there.contains(&access) {
-            // In a task of its own, which is not left in the middle when nobody waits any more.
-            let ensured = program::ensure(Arc::clone(&self.inner.engine), access, image.to_owned());
-            tokio::spawn(ensured)
-                .await
-                .unwrap_or_else(|_| Err(Error::unexpected("the copying of the guest program was shut down")))?;
-            there.insert(access);
+        if let Some(hosts) = there.get(&access) {
+            return Ok(hosts.clone());
         }
-        Ok(())
+        // In a task of its own, which is not left in the middle when nobody waits any more.
+        let ensured = program::ensure(Arc::clone(&self.inner.engine), access, image.to_owned());
+        let hosts = tokio::spawn(ensured)
+            .await
+            .unwrap_or_else(|_| Err(Error::unexpected("the copying of the guest program was shut down")))?;
+        there.insert(access, hosts.clone());
+        Ok(hosts)
     }
 
     /// Why the guest program does not answer.

@@ -505,6 +505,51 @@ async fn the_guest_program_is_copied_again(place: Place) {
     place.is_empty().await;
 }
 
+async fn a_volume_that_somebody_removes_is_made_again(place: Place) {
+    let container = place.make(None).await;
+    let (_, inspected) = place
+        .ask("GET", &format!("/containers/{}/json", container.id), "")
+        .await;
+    place.runtime.destroy(&container.id).await.unwrap();
+    let inspected: serde_json::Value = serde_json::from_str(&inspected).unwrap();
+    let mounts = inspected["Mounts"].as_array().unwrap();
+    let hosts = mounts
+        .iter()
+        .find(|mount| mount["Destination"] == "/etc/hosts")
+        .unwrap();
+    let hosts = hosts["Source"].as_str().unwrap();
+    let looked = |seen: &[String]| seen.iter().filter(|seen| seen.ends_with("/volumes")).count();
+    let before = looked(&place.proxy.requests());
+    // Others use the volume, so only the engine's word is changed.
+    let gone = r#"{"message":"invalid mount config for type \"bind\": bind source path does not exist: HOSTS"}"#;
+    let answer: &'static str = Box::leak(gone.replace("HOSTS", hosts).into_boxed_str());
+    place
+        .proxy
+        .fail_once("POST", "/containers/create", Fault::Answer(400, answer));
+    let container = place.make(None).await;
+    assert!(
+        looked(&place.proxy.requests()) > before,
+        "nobody looked for the volume again"
+    );
+    place.runtime.destroy(&container.id).await.unwrap();
+    // An engine that cannot mount from there makes the namespace itself.
+    place
+        .proxy
+        .fail_once("POST", "/containers/create", Fault::Answer(400, answer));
+    place
+        .proxy
+        .fail_once("POST", "/containers/create", Fault::Answer(400, answer));
+    let container = place.make(None).await;
+    let exec = ExecRequest::new(
+        container.clone(),
+        Process::new(["grep", "-c", "localhost", "/etc/hosts"]),
+    );
+    let output = place.runtime.exec(exec).await.unwrap().collect(100).await.unwrap();
+    assert!(output.exit.is_success(), "{output:?}");
+    place.runtime.destroy(&container.id).await.unwrap();
+    place.is_empty().await;
+}
+
 async fn an_image_with_volumes_leaves_none(place: Place) {
     let mut request = place.request(None);
     request.image = place.target.configured_image();
@@ -625,6 +670,7 @@ fn main() -> ExitCode {
             the_disk_of_the_engine_is_full,
             a_destroy_that_fails_can_be_repeated,
             the_guest_program_is_copied_again,
+            a_volume_that_somebody_removes_is_made_again,
             an_image_with_volumes_leaves_none,
             a_container_of_somebody_else_is_left_alone,
             one_run_takes_few_calls,

@@ -39,6 +39,7 @@ struct Rule {
     /// What the path ends with, without its query.
     path: &'static str,
     fault: Fault,
+    once: bool,
 }
 
 /// The socket. It goes away when this is dropped, and every connection with it.
@@ -75,7 +76,22 @@ impl Proxy {
 
     /// From now on requests like this go wrong.
     pub(crate) fn fail(&self, method: &'static str, path: &'static str, fault: Fault) {
-        self.rules.lock().unwrap().push(Rule { method, path, fault });
+        self.add(method, path, fault, false);
+    }
+
+    /// The next request like this goes wrong.
+    pub(crate) fn fail_once(&self, method: &'static str, path: &'static str, fault: Fault) {
+        self.add(method, path, fault, true);
+    }
+
+    fn add(&self, method: &'static str, path: &'static str, fault: Fault, once: bool) {
+        let rule = Rule {
+            method,
+            path,
+            fault,
+            once,
+        };
+        self.rules.lock().unwrap().push(rule);
     }
 
     /// Everything goes well again.
@@ -142,13 +158,19 @@ async fn carry(
     let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     let path = path.split('?').next().unwrap_or_default();
     seen.lock().unwrap().push_back(format!("{method} {path}"));
-    let rule = rules
-        .lock()
-        .unwrap()
-        .iter()
-        .find(|rule| rule.method == method && path.ends_with(rule.path))
-        .cloned();
-    let fault = rule.map(|rule| rule.fault);
+    let fault = {
+        let mut rules = rules.lock().unwrap();
+        let at = rules
+            .iter()
+            .position(|rule| rule.method == method && path.ends_with(rule.path));
+        at.map(|at| {
+            if rules[at].once {
+                rules.remove(at).fault
+            } else {
+                rules[at].fault.clone()
+            }
+        })
+    };
     match &fault {
         Some(Fault::Answer(status, body)) => {
             let answer = format!(
