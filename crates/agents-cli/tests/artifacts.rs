@@ -241,13 +241,19 @@ fn a_copy_never_mixes_with_something_else() {
     let place = Place::new();
     fill(&place);
     let url = format!("file://{}", place.work().join("other").display());
-    place.artifacts(0, &["copy", "s1", "--to", &url]);
     let there = Place::new().with(
         "ISOLATED_AGENTS_STORAGE_LOCAL_BASE_PATH",
         place.work().join("other").to_str().unwrap(),
     );
+    place.artifacts(0, &["copy", "s1", "--to", &url]);
+    // As after something was deleted here: a nightly backup goes on.
     let file = place.file("surplus", "x");
     there.artifacts(0, &["put", "s1", &file]);
+    assert_eq!(place.json(&["copy", "s1", "--to", &url])["skipped"], 3);
+    // But one number cannot mean two contents.
+    let (here, other) = (place.file("here", "1"), place.file("other-file", "2"));
+    place.artifacts(0, &["put", "s1", &here, "--name", "same"]);
+    there.artifacts(0, &["put", "s1", &other, "--name", "same"]);
     let refused = place.artifacts(1, &["copy", "s1", "--to", &url]);
     assert!(refused.error().contains("something else"), "{refused:?}");
 

@@ -185,7 +185,7 @@ impl Meter {
 ///
 /// # Errors
 ///
-/// `Conflict` when the destination has something else under a name; `DataInvalid` when a copy differs from its original;
+/// `Conflict` when the destination has something else under a name that is copied; `DataInvalid` when a copy differs from its original;
 /// otherwise the backends' own errors.
 pub async fn copy_session(
     from: &dyn StorageBackend,
@@ -214,7 +214,8 @@ pub async fn copy_session(
             None => pending.entry(original.name.clone()).or_default().push(original),
         }
     }
-    if let Some(surplus) = there.values().next() {
+    // What the source has deleted since an earlier copy may stay. But what is still to come needs its number.
+    if let Some(surplus) = there.values().find(|info| pending.contains_key(&info.name)) {
         return Err(occupied(surplus));
     }
     let mut copies = stream::iter(pending.into_values())

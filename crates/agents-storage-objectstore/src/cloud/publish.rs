@@ -18,23 +18,12 @@ const TRIES: u32 = 1000;
 #[derive(Debug)]
 pub(crate) enum Draft {
     /// Content that fits one request.
-    Inline {
-        record: Record,
-        content: PutPayload,
-        id: String,
-    },
+    Inline { record: Record, content: PutPayload },
     /// Content that is there already.
     Manifest(Manifest),
 }
 
 impl Draft {
-    fn id(&self) -> &str {
-        match self {
-            Self::Inline { id, .. } => id,
-            Self::Manifest(manifest) => &manifest.id,
-        }
-    }
-
     pub(crate) fn record(&self) -> &Record {
         match self {
             Self::Inline { record, .. } => record,
@@ -48,10 +37,10 @@ impl Draft {
 
     fn object(&self, service: &Service, place: &Place) -> Result<(PutPayload, Attributes)> {
         match self {
-            Self::Inline { record, content, id } => {
+            Self::Inline { record, content } => {
                 let mut attributes = service
                     .keys
-                    .write(record, place, id)
+                    .write(record, place)
                     .ok_or_else(|| Error::unexpected("the metadata do not fit the object"))?;
                 service.classify(&mut attributes);
                 Ok((content.clone(), attributes))
@@ -93,7 +82,7 @@ impl Service {
                 Ok(_) => return Ok(place),
                 Err(object_store::Error::AlreadyExists { .. }) => {}
                 // The answer may have been lost after the object was made.
-                Err(error) if error::is_uncertain(&error) => match self.is_made_by(&path, draft.id()).await {
+                Err(error) if error::is_uncertain(&error) => match self.is_made_by(&path, &attributes).await {
                     Ok(true) => return Ok(place),
                     Ok(false) | Err(_) => return Err(fault(&error)),
                 },
@@ -101,7 +90,7 @@ impl Service {
             }
             // So may that of an earlier try of the same request.
             if self
-                .is_made_by(&path, draft.id())
+                .is_made_by(&path, &attributes)
                 .await
                 .map_err(|error| fault(&error))?
             {
@@ -121,10 +110,11 @@ impl Service {
         .with_context("artifact", draft.name()))
     }
 
-    async fn is_made_by(&self, path: &object_store::path::Path, id: &str) -> object_store::Result<bool> {
+    /// Whether the upload with these attributes made the object.
+    async fn is_made_by(&self, path: &object_store::path::Path, ours: &Attributes) -> object_store::Result<bool> {
         let head = || self.store.get_opts(path, GetOptions::new().with_head(true));
         match self.call(head).await {
-            Ok(found) => Ok(self.keys.upload(&found.attributes) == Some(id)),
+            Ok(found) => Ok(self.keys.is_same(&found.attributes, ours)),
             Err(object_store::Error::NotFound { .. }) => Ok(false),
             Err(error) => Err(error),
         }

@@ -19,9 +19,12 @@ const SHA256: &str = "sha256";
 const CREATED: &str = "created";
 const UPLOAD: &str = "upload";
 const NAME: &str = "name";
-const UNTYPED: &str = "untyped";
+const TYPED: &str = "typed";
 const MORE: &str = "meta";
 const MANIFEST: &str = "manifest";
+
+/// What an object without a media type gets, by us or by the service.
+const UNTYPED: [&str; 2] = ["application/octet-stream", "binary/octet-stream"];
 
 /// An artifact without its place.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,7 +83,7 @@ impl Keys {
     }
 
     /// What the object's own metadata says of an artifact; `None` when it does not fit. The size is the object's.
-    pub(crate) fn write(self, record: &Record, place: &Place, upload: &str) -> Option<Attributes> {
+    pub(crate) fn write(self, record: &Record, place: &Place) -> Option<Attributes> {
         let mut attributes = Attributes::new();
         let mut size = 0;
         let mut put = |key: Attribute, value: String| {
@@ -91,14 +94,17 @@ impl Keys {
         };
         put(self.ours(SHA256), record.sha256.clone());
         put(self.ours(CREATED), record.created_at.to_string());
-        put(self.ours(UPLOAD), upload.to_owned());
         if layout::name_of(&place.folder) == Some(None) {
             put(self.ours(NAME), encode([("", record.name.as_str())]));
         }
-        match &record.content_type {
-            Some(content_type) => put(Attribute::ContentType, content_type.clone()),
-            // Servers make one up when there is none.
-            None => put(self.ours(UNTYPED), "1".to_owned()),
+        match record.content_type.as_deref() {
+            Some(content_type) => {
+                if UNTYPED.contains(&content_type) {
+                    put(self.ours(TYPED), "1".to_owned());
+                }
+                put(Attribute::ContentType, content_type.to_owned());
+            }
+            None => put(Attribute::ContentType, UNTYPED[0].to_owned()),
         }
         let mut more = Vec::new();
         for (key, value) in &record.metadata {
@@ -146,10 +152,10 @@ impl Keys {
             })
             .collect();
         metadata.extend(ours(MORE).map(decode).unwrap_or_default());
-        let content_type = match ours(UNTYPED) {
-            Some(_) => None,
-            None => attributes.get(&Attribute::ContentType).map(|value| value.to_string()),
-        };
+        let content_type = attributes
+            .get(&Attribute::ContentType)
+            .map(|value| value.to_string())
+            .filter(|value| ours(TYPED).is_some() || !UNTYPED.contains(&value.as_str()));
         Ok(Record {
             name,
             size: meta.size,
@@ -173,9 +179,14 @@ impl Keys {
         attributes.get(&self.ours(MANIFEST)).is_some()
     }
 
-    /// The upload that made an object.
-    pub(crate) fn upload(self, attributes: &Attributes) -> Option<&str> {
-        attributes.get(&self.ours(UPLOAD)).map(|value| value.as_ref())
+    /// Whether both are of the same upload: its id in a manifest, else its time and its content.
+    pub(crate) fn is_same(self, one: &Attributes, other: &Attributes) -> bool {
+        let mut known = false;
+        [UPLOAD, CREATED, SHA256].into_iter().all(|key| {
+            let key = self.ours(key);
+            known |= one.get(&key).is_some();
+            one.get(&key) == other.get(&key)
+        }) && known
     }
 }
 
@@ -273,18 +284,27 @@ mod tests {
         record.metadata = metadata.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
         for (separator, native) in [('-', "with-dash"), ('_', "with_low")] {
             let keys = Keys { separator };
-            let attributes = keys.write(&record, &place("a"), "id").unwrap();
+            let attributes = keys.write(&record, &place("a")).unwrap();
             for key in ["kind", native] {
                 let value = attributes.get(&Attribute::Metadata(key.into())).unwrap();
                 assert_eq!(value.as_ref(), record.metadata[key]);
             }
             assert_eq!(
                 attributes.len(),
-                7,
-                "three of ours, the marker, the rest in one, and two natives"
+                6,
+                "two of ours, the media type, the rest in one, and two natives"
             );
             assert_eq!(keys.read(&attributes, &meta(), &place("a")).unwrap(), record);
-            assert_eq!(keys.upload(&attributes), Some("id"));
+            assert!(
+                keys.is_same(&attributes, &attributes.clone()) && !keys.is_same(&Attributes::new(), &Attributes::new())
+            );
+            let later = Record {
+                created_at: jiff::Timestamp::now(),
+                ..record.clone()
+            };
+            assert!(!keys.is_same(&attributes, &keys.write(&later, &place("a")).unwrap()));
+            assert!(!keys.is_same(&attributes, &keys.manifest("id")));
+            assert!(!keys.is_same(&keys.manifest("id"), &keys.manifest("di")));
             assert!(!keys.is_manifest(&attributes));
         }
     }
@@ -292,8 +312,8 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_told() {
         let mut record = record("a");
-        record.metadata.insert("k".to_owned(), "x".repeat(1900));
-        assert!(Keys { separator: '-' }.write(&record, &place("a"), "id").is_none());
+        record.metadata.insert("k".to_owned(), "x".repeat(1950));
+        assert!(Keys { separator: '-' }.write(&record, &place("a")).is_none());
     }
 
     #[test]
@@ -319,14 +339,14 @@ mod tests {
         fn what_fits_comes_back(
             name in "[a-zü/]{1,40}|[ü☃a]{100,125}(/[ü☃]{80,85}){1,2}",
             metadata in proptest::collection::btree_map("[a-z0-9_-]{1,12}", "[ -~]{0,40}", 0..5),
-            content_type in proptest::option::of("[a-z]{1,9}/[a-z.+-]{1,9}"),
+            content_type in proptest::option::of("[a-z]{1,9}/[a-z.+-]{1,9}|(application|binary)/octet-stream"),
         ) {
             let Ok(name) = ArtifactName::new(name) else { return Ok(()) };
             let record = Record { metadata, content_type, name, ..record("a") };
             let place = Place::new(SessionId::new("s").unwrap(), &record.name, 1);
             for separator in ['-', '_'] {
                 let keys = Keys { separator };
-                if let Some(attributes) = keys.write(&record, &place, "id") {
+                if let Some(attributes) = keys.write(&record, &place) {
                     for (key, value) in &attributes {
                         prop_assert!(value.chars().all(|c| (' '..='~').contains(&c)), "{key:?}");
                     }

@@ -9,7 +9,7 @@ use object_store::{Attribute, signer::SignedUrlOptions};
 
 use super::{
     Service,
-    layout::{Place, folder_of, new_id},
+    layout::{Place, folder_of},
     record::{Record, is_sha256},
 };
 
@@ -85,7 +85,7 @@ impl Service {
             content_type: request.content_type,
             metadata: request.metadata,
         };
-        let mut attributes = self.keys.write(&record, &place, &new_id()).ok_or_else(|| {
+        let mut attributes = self.keys.write(&record, &place).ok_or_else(|| {
             Error::invalid("the metadata are too large for an upload by URL; send fewer than 1.5 KiB")
         })?;
         self.classify(&mut attributes);

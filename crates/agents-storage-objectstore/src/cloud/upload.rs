@@ -155,12 +155,10 @@ pub(crate) async fn store(service: &Arc<Service>, request: StoreRequest) -> Resu
     if last {
         let record = label.record(cutter.hasher);
         let place = Place::new(label.session.clone(), &label.name, 1);
-        let id = new_id();
-        if service.keys.write(&record, &place, &id).is_some() {
+        if service.keys.write(&record, &place).is_some() {
             let draft = Draft::Inline {
                 record: record.clone(),
                 content: first,
-                id,
             };
             let place = service.publish(&label.session, &draft, 1).await?;
             return Ok(Stored::Inline(record).info(service, &place));
