@@ -722,7 +722,10 @@ async fn an_unknown_image_is_not_found(fx: Fx) -> CaseResult {
     // Not every runtime takes a path for an image, and none has this one.
     let kind = kind_of(fx.try_provision(request).await);
     assert!(
-        matches!(kind, Some(ErrorKind::NotFound | ErrorKind::ConfigInvalid)),
+        matches!(
+            kind,
+            Some(ErrorKind::NotFound | ErrorKind::ConfigInvalid | ErrorKind::Unsupported)
+        ),
         "{kind:?}"
     );
     assert_eq!(fx.of_namespace().await?, []);

@@ -18,7 +18,11 @@ const TRIES: u32 = 1000;
 #[derive(Debug)]
 pub(crate) enum Draft {
     /// Content that fits one request.
-    Inline { record: Record, content: PutPayload },
+    Inline {
+        record: Record,
+        content: PutPayload,
+        attributes: Attributes,
+    },
     /// Content that is there already.
     Manifest(Manifest),
 }
@@ -35,16 +39,11 @@ impl Draft {
         &self.record().name
     }
 
-    fn object(&self, service: &Service, place: &Place) -> Result<(PutPayload, Attributes)> {
+    fn object(&self, service: &Service) -> Result<(PutPayload, Attributes)> {
         match self {
-            Self::Inline { record, content } => {
-                let mut attributes = service
-                    .keys
-                    .write(record, place)
-                    .ok_or_else(|| Error::unexpected("the metadata do not fit the object"))?;
-                service.classify(&mut attributes);
-                Ok((content.clone(), attributes))
-            }
+            Self::Inline {
+                content, attributes, ..
+            } => Ok((content.clone(), attributes.clone())),
             Self::Manifest(manifest) => {
                 let json = serde_json::to_vec(manifest)
                     .map_err(|error| Error::unexpected("cannot write a manifest").with_source(error))?;
@@ -65,11 +64,11 @@ impl Service {
     /// Publishes under the next number and says which it is.
     pub(crate) async fn publish(&self, session: &SessionId, draft: &Draft, guess: u64) -> Result<Place> {
         let fault = |error: &object_store::Error| self.error(error).with_context("artifact", draft.name());
+        let (payload, attributes) = draft.object(self)?;
         let mut version = guess;
         for attempt in 0..TRIES {
             let place = Place::new(session.clone(), draft.name(), version);
             let path = self.root.path(&place.key());
-            let (payload, attributes) = draft.object(self, &place)?;
             let create = || {
                 let options = PutOptions {
                     mode: PutMode::Create,

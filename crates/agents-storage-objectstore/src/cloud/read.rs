@@ -91,13 +91,21 @@ impl Service {
     }
 
     fn verified(self: &Arc<Self>, info: ArtifactInfo, found: GetResult) -> Retrieved {
-        let content = check(ahead(self.mapped(found, &info.uri)), &info);
+        let content = self.mapped(found, &info.uri);
+        let content = match info.size > WORTH_A_TASK {
+            true => ahead(content),
+            false => content,
+        };
+        let content = check(content, &info);
         Retrieved { info, content }
     }
 }
 
 /// How many pieces are received ahead of the hash. One is some ten kilobytes, rarely more than a few hundred.
 const AHEAD: usize = 16;
+
+/// The size above which a task of its own pays.
+const WORTH_A_TASK: u64 = 1 << 20;
 
 /// Receives on a task of its own, so that hashing costs no time on the wire.
 fn ahead(mut content: ByteStream) -> ByteStream {

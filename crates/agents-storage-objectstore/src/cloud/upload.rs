@@ -155,10 +155,12 @@ pub(crate) async fn store(service: &Arc<Service>, request: StoreRequest) -> Resu
     if last {
         let record = label.record(cutter.hasher);
         let place = Place::new(label.session.clone(), &label.name, 1);
-        if service.keys.write(&record, &place).is_some() {
+        if let Some(mut attributes) = service.keys.write(&record, &place) {
+            service.classify(&mut attributes);
             let draft = Draft::Inline {
                 record: record.clone(),
                 content: first,
+                attributes,
             };
             let place = service.publish(&label.session, &draft, 1).await?;
             return Ok(Stored::Inline(record).info(service, &place));
