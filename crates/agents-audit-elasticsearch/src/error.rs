@@ -90,19 +90,13 @@ pub(crate) fn item_error(status: u16, error: &Value) -> Option<Error> {
 pub(crate) fn request_error(error: reqwest::Error) -> Error {
     // The URL is in the message anyway, where it is known to hold no secret.
     let error = error.without_url();
-    let mut source: Option<&(dyn StdError + 'static)> = Some(&error);
-    while let Some(cause) = source {
-        let inner = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        let tls = cause.is::<rustls::Error>() || inner.is_some_and(|inner| inner.is::<rustls::Error>());
-        if tls {
-            let told = Error::new(
-                ErrorKind::Unauthenticated,
-                "the certificate of the search server is not trusted; set tls_ca_file to the authority that signed it and \
-                 use the name that it holds in endpoint",
-            );
-            return told.with_source(error);
-        }
-        source = cause.source();
+    if is_certificate(&error) {
+        let told = Error::new(
+            ErrorKind::Unauthenticated,
+            "the certificate of the search server is not trusted; set tls_ca_file to the authority that signed it and use \
+             the name that it holds in endpoint",
+        );
+        return told.with_source(error);
     }
     let told = if error.is_timeout() {
         Error::new(
@@ -116,6 +110,14 @@ pub(crate) fn request_error(error: reqwest::Error) -> Error {
         )
     };
     told.temporary(None).with_source(error)
+}
+
+/// Whether rustls is at the end of the chain of causes. An I/O error that wraps another names the other's cause as its own.
+fn is_certificate(error: &(dyn StdError + 'static)) -> bool {
+    let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    error.is::<rustls::Error>()
+        || wrapped.is_some_and(|wrapped| is_certificate(wrapped))
+        || error.source().is_some_and(is_certificate)
 }
 
 pub(crate) fn closed() -> Error {
@@ -202,6 +204,14 @@ mod tests {
                 .to_string()
                 .contains("<html> busy")
         );
+    }
+
+    #[test]
+    fn a_certificate_that_is_not_trusted_is_found_in_its_wrappings() {
+        let refused = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        let inner = std::io::Error::new(std::io::ErrorKind::InvalidData, refused);
+        assert!(is_certificate(&std::io::Error::other(inner)));
+        assert!(!is_certificate(&std::io::Error::other("another")));
     }
 
     #[test]
