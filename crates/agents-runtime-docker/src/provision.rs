@@ -128,7 +128,7 @@ impl Attempt {
         let main = self.request.process.is_some();
         let gvisor = facts.is_gvisor(runtime.as_deref());
         if gvisor {
-            plan = plan.with_processes_limited_inside();
+            plan = plan.on_gvisor();
         }
         let mut again = false;
         loop {

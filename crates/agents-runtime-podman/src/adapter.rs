@@ -332,7 +332,7 @@ impl ContainerRuntime for PodmanRuntime {
         .await?;
         let mut plan = Plan::new(&request, Some(&image.user))?;
         if engine.is_gvisor(plan.runtime_class.as_deref()) {
-            plan = plan.with_processes_limited_inside();
+            plan = plan.on_gvisor();
         }
         provision::check_binds(&plan, &engine)?;
         let delivery = self.delivery(&plan, &engine, &image.id).await?;

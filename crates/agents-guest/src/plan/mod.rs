@@ -146,11 +146,13 @@ impl Plan {
         })
     }
 
-    /// Lets the program hold the limit on processes, and not the engine: for a kernel of the container's own, such as
-    /// gVisor's, where a cgroup would count that kernel's threads. What is read back is [`Report::effective`] then.
+    /// The plan on gVisor's kernel. The program holds the limit on processes, and not the engine, since a cgroup would count
+    /// that kernel's threads; what is read back is [`Report::effective`] then. And the profile is worded so that gVisor
+    /// answers the same as Linux.
     #[must_use]
-    pub fn with_processes_limited_inside(mut self) -> Self {
+    pub fn on_gvisor(mut self) -> Self {
         self.command = init_command(self.nofile, self.pids.take());
+        self.seccomp_profile = seccomp::for_gvisor(self.seccomp_profile);
         self
     }
 

@@ -4,6 +4,7 @@ use std::{fs, path::Path};
 
 use agents_core::{Error, Result};
 use serde::Deserialize;
+use serde_json::Value;
 
 /// The default profile: equal in meaning to the native runtime's filter. It allows what programs need and refuses the rest,
 /// among it everything that makes or enters namespaces, mounts, traces, loads code into the kernel, keeps keys, makes
@@ -100,11 +101,41 @@ fn check(text: &str) -> Result<()> {
     Ok(())
 }
 
+/// The profile in words that gVisor understands. It takes no notice of `errnoRet` and answers `EPERM` to whatever is refused,
+/// for which programs do not go another way, so that none could make a thread. A call that is to be traced fails with `ENOSYS`
+/// where nobody traces, seccomp(2), and nobody may here.
+pub(super) fn for_gvisor(text: String) -> String {
+    const ENOSYS: u64 = 38;
+    let Ok(mut profile) = serde_json::from_str::<Value>(&text) else {
+        return text;
+    };
+    let rules = profile.get_mut("syscalls").and_then(Value::as_array_mut);
+    for rule in rules.into_iter().flatten().filter_map(Value::as_object_mut) {
+        if rule.get("errnoRet").and_then(Value::as_u64) == Some(ENOSYS) {
+            rule.remove("errnoRet");
+            rule.insert("action".to_owned(), "SCMP_ACT_TRACE".into());
+        }
+    }
+    profile.to_string()
+}
+
 #[cfg(test)]
 mod tests {
-    use serde_json::Value;
-
     use super::*;
+
+    #[test]
+    fn what_looks_unknown_looks_so_in_gvisor_too() {
+        let profile = for_gvisor(DEFAULT_SECCOMP_PROFILE.to_owned());
+        check(&profile).unwrap();
+        assert!(!profile.contains("\"errnoRet\":38"));
+        let profile: Value = serde_json::from_str(&profile).unwrap();
+        let rules = profile["syscalls"].as_array().unwrap();
+        let clone3 = rules
+            .iter()
+            .find(|rule| rule["names"].as_array().unwrap().iter().any(|name| name == "clone3"));
+        assert_eq!(clone3.unwrap()["action"], "SCMP_ACT_TRACE");
+        assert_eq!(for_gvisor("no JSON".to_owned()), "no JSON");
+    }
 
     /// What the profile answers: the number of an error, or 0.
     fn answer(name: &str, args: &[u64]) -> u64 {

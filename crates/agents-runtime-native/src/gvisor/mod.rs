@@ -115,7 +115,7 @@ impl Gvisor {
         let of_image = image.config.env.iter().filter_map(|entry| entry.split_once('='));
         let of_image = of_image.map(|(name, value)| (name.to_owned(), value.to_owned()));
         request.env = of_image.chain(request.env).collect();
-        let plan = Plan::new(&request, None)?.with_processes_limited_inside();
+        let plan = Plan::new(&request, None)?.on_gvisor();
         let (layers, folder) = (image.layers.clone(), identity.folder.clone());
         let prepared = tokio::task::spawn_blocking(move || {
             let rootfs = rootfs::prepare(&layers, &folder)?;
