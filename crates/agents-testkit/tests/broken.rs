@@ -368,6 +368,8 @@ async fn broken_audit_fails() {
                 "a_batch_keeps_its_order_and_is_reported_on",
                 "order_across_calls",
                 "repeated_delivery_is_harmless",
+                "repeated_delivery_is_harmless_across_pages",
+                "the_link_of_a_chain_survives",
             ],
         ),
         (
@@ -376,6 +378,7 @@ async fn broken_audit_fails() {
                 "a_batch_keeps_its_order_and_is_reported_on",
                 "concurrent_emitters_lose_nothing",
                 "order_across_calls",
+                "repeated_delivery_is_harmless_across_pages",
             ],
         ),
         (
@@ -384,13 +387,18 @@ async fn broken_audit_fails() {
                 "a_batch_keeps_its_order_and_is_reported_on",
                 "emit_then_query",
                 "repeated_delivery_is_harmless",
+                "repeated_delivery_is_harmless_across_pages",
                 "text_and_sizes_survive",
+                "the_link_of_a_chain_survives",
             ],
         ),
         (AuditFault::CutsText, &["text_and_sizes_survive"]),
         (AuditFault::LivesOn, &["flush_then_shutdown"]),
         (AuditFault::IgnoresSeverity, &["filters"]),
-        (AuditFault::CountsTheCursorFromTheEnd, &["paging_with_a_stable_cursor"]),
+        (
+            AuditFault::CountsTheCursorFromTheEnd,
+            &["paging_with_a_stable_cursor", "what_is_written_late_comes_late"],
+        ),
     ];
     for (fault, expected) in table {
         let failed = failures(audit::cases(), || {
