@@ -27,4 +27,4 @@ pub use local::{LocalConfig, LocalFactory, LocalStorage};
 #[cfg(feature = "memory")]
 pub use memory::{MemoryConfig, MemoryFactory, MemoryStorage};
 #[cfg(feature = "s3")]
-pub use s3::{S3Config, S3Encryption, S3Factory};
+pub use s3::{S3Checksum, S3Config, S3Encryption, S3Factory};

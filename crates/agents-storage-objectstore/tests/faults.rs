@@ -303,6 +303,26 @@ async fn a_content_that_changes_on_its_way_back_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_content_that_changes_on_its_way_is_refused() {
+    for checksum in ["crc64nvme", "sha256"] {
+        let fixture = Fixture::with(json!({ "checksum": checksum })).await;
+        for size in [10, LARGE] {
+            fixture.proxy.set(|parts| match is_part(parts) || is_version(parts) {
+                true => Fault::CorruptRequest,
+                false => Fault::None,
+            });
+            let error = fixture.put("a", size).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::DataInvalid, "{checksum}: {}", error.report());
+            fixture.proxy.set(|_| Fault::None);
+            fixture.assert_nothing_soon().await;
+        }
+        // And either works.
+        let stored = fixture.put("a", LARGE).await.unwrap();
+        assert!(fixture.is_whole(&stored).await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_content_that_is_cut_on_its_way_back_is_continued() {
     let fixture = Fixture::new().await;
     for size in [1 << 20, LARGE] {

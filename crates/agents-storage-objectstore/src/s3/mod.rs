@@ -11,7 +11,7 @@ use aws_config::{
     profile::ProfileFileRegionProvider,
 };
 use object_store::{
-    aws::{AmazonS3Builder, AmazonS3ConfigKey, AwsAuthorizer, AwsCredentialProvider},
+    aws::{AmazonS3Builder, AmazonS3ConfigKey, AwsAuthorizer, AwsCredentialProvider, Checksum},
     client::{HttpConnector, HttpRequest},
 };
 use serde::{Deserialize, Serialize};
@@ -40,6 +40,19 @@ pub enum S3Encryption {
     DsseKms,
     /// With a key that every request carries (SSE-C): `customer_key`. URLs cannot be signed then.
     Customer,
+}
+
+/// What the service compares each request's content with. The SHA-256 of the whole artifact is kept and compared by us in
+/// any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum S3Checksum {
+    /// CRC-64/NVME, as Amazon's own clients send it: costs nearly nothing.
+    Crc64nvme,
+    /// SHA-256 as part of the signature: for services that do not know the other, and it costs as much again as the hash
+    /// of the artifact.
+    Sha256,
 }
 
 cloud_config! {
@@ -73,6 +86,9 @@ cloud_config! {
         pub bucket_key: Option<bool>,
         /// The key of `encryption: customer`: 32 bytes in base64, as a reference.
         pub customer_key: Option<SecretRef>,
+        /// What the service compares contents with: `crc64nvme` or `sha256`. Default: `crc64nvme`; `sha256` with
+        /// `encryption: customer`, and with an unencrypted endpoint on another machine.
+        pub checksum: Option<S3Checksum>,
         /// Whether objects are deleted one by one, for a service without `DeleteObjects`. Default: false.
         pub single_deletes: bool,
     }
@@ -81,6 +97,19 @@ cloud_config! {
 impl S3Config {
     fn path_style(&self) -> bool {
         self.path_style.unwrap_or(self.endpoint.is_some())
+    }
+
+    fn checksum(&self) -> S3Checksum {
+        let plain = self.allow_http
+            && self
+                .endpoint
+                .as_ref()
+                .is_some_and(|endpoint| endpoint.starts_with("http://"));
+        let customer = self.encryption == Some(S3Encryption::Customer);
+        self.checksum.unwrap_or(match plain || customer {
+            true => S3Checksum::Sha256,
+            false => S3Checksum::Crc64nvme,
+        })
     }
 
     fn check(&self) -> Result<Root> {
@@ -136,6 +165,9 @@ impl S3Config {
             return Err(Error::invalid(
                 "encryption: customer and customer_key must be given together",
             ));
+        }
+        if self.checksum == Some(S3Checksum::Crc64nvme) && self.customer_key.is_some() {
+            return Err(Error::invalid("encryption: customer needs checksum: sha256"));
         }
         Root::new("s3", &self.bucket, &self.prefix)
     }
@@ -242,6 +274,11 @@ impl Factory for S3Factory {
             .with_disable_bulk_delete(config.single_deletes)
             // The library wants the bucket in the address of a virtual host, and adds it to that of a path.
             .with_endpoint(if path_style { endpoint } else { &bucket_url });
+        if config.checksum() == S3Checksum::Crc64nvme {
+            builder = builder
+                .with_unsigned_payload(true)
+                .with_checksum_algorithm(Checksum::CRC64NVME);
+        }
         for (name, value) in config.encryption_headers() {
             let key: AmazonS3ConfigKey = match name.as_str() {
                 "x-amz-server-side-encryption" => "aws_server_side_encryption",

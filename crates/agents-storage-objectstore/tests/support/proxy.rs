@@ -32,6 +32,8 @@ pub enum Fault {
     Answer(u16, Vec<(&'static str, String)>, String),
     /// Nothing is answered, ever.
     Hang,
+    /// One bit of the request's body is changed.
+    CorruptRequest,
     /// One bit of the answer's body is changed.
     Corrupt,
     /// The answer's body ends after so many bytes.
@@ -147,6 +149,15 @@ pub fn is_put(parts: &Parts, note: bool) -> bool {
     parts.method == Method::PUT && parts.uri.query().is_none() && parts.uri.path().contains("/.uploads/") == note
 }
 
+/// One bit is another.
+fn changed(body: &[u8]) -> Bytes {
+    let mut body = body.to_vec();
+    if let Some(byte) = body.last_mut() {
+        *byte ^= 1;
+    }
+    body.into()
+}
+
 fn closed() -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionReset, "closed on purpose")
 }
@@ -169,6 +180,7 @@ async fn suffer(fault: Fault, parts: Parts, mut body: Incoming, serve: &Serve) -
     let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
     match fault {
         Fault::None | Fault::CutRequest(_) => serve(parts, body).await.map(full),
+        Fault::CorruptRequest => serve(parts, changed(&body)).await.map(full),
         Fault::LoseAnswer => {
             serve(parts, body).await?;
             Err(closed())
@@ -184,13 +196,7 @@ async fn suffer(fault: Fault, parts: Parts, mut body: Incoming, serve: &Serve) -
         Fault::Hang => std::future::pending().await,
         Fault::Corrupt => {
             let response = serve(parts, body).await?;
-            Ok(full(response.map(|body| {
-                let mut body = body.to_vec();
-                if let Some(byte) = body.last_mut() {
-                    *byte ^= 1;
-                }
-                body.into()
-            })))
+            Ok(full(response.map(|body| changed(&body))))
         }
         Fault::CutAnswer(after) => {
             let response = serve(parts, body).await?;
