@@ -11,7 +11,6 @@ mod sqlite;
 use std::{
     borrow::Cow,
     fmt,
-    net::IpAddr,
     ops::{Deref, DerefMut},
     pin::Pin,
     time::Duration,
@@ -27,7 +26,7 @@ use sqlx::{
 };
 
 use crate::{
-    DatabaseAuditConfig, TlsMode,
+    DatabaseAuditConfig,
     error::Class,
     row::{Row, severity_rank, time_text, user_text},
 };
@@ -109,7 +108,8 @@ fn url_invalid(_: sqlx::Error) -> Error {
 
 /// Whether to encrypt, for a server at this host.
 #[cfg(any(feature = "postgres", feature = "mysql"))]
-fn wants_tls(mode: TlsMode, local: bool) -> bool {
+fn wants_tls(mode: crate::TlsMode, local: bool) -> bool {
+    use crate::TlsMode;
     match mode {
         TlsMode::Auto => !local,
         TlsMode::Required => true,
@@ -121,7 +121,10 @@ fn wants_tls(mode: TlsMode, local: bool) -> bool {
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 fn is_loopback(host: &str) -> bool {
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    host == "localhost"
+        || host
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
 }
 
 fn pool_options<DB: sqlx::Database>(config: &DatabaseAuditConfig) -> PoolOptions<DB> {
