@@ -26,12 +26,13 @@ Usage: cargo xtask bench run [OPTIONS]
   run      wall time of a whole `echo hello`, process start to end, of `agents run`, `bwrap`, `runc run` and
            `podman run --rm` in turn; a tool that is missing or does not work here is left out, with the reason
   memory   peak memory of the `agents` process with 300 MiB of output, and with an artifact of 1 GiB
-  storage  store and retrieve of 1 GiB, and of 10,000 small artifacts, beside the plain client against one server
+  storage  store and retrieve of 1 GiB, and of 10,000 small artifacts, beside the client that it is built on, plain and
+           with the SHA-256 that we must compute, against one server
 
 Options:
   -n N             rounds of `run` after 3 that do not count (default 30), or of `storage` (default 5)
   --check          fail when `agents run` on the host's root takes more than 1.5 times the median of `runc run`,
-                   when storage is below 0.95 (1 GiB) or 0.9 (small artifacts) of the plain client's throughput,
+                   when storage is below 0.95 (1 GiB) or 0.9 (small artifacts) of the hashing client's throughput,
                    or when more than 64 MiB are needed
   --json FILE      where to write the numbers (default CARGO_TARGET_DIR/bench/{run,memory,storage}.json)
   --agents FILE    measure this binary instead of building one
