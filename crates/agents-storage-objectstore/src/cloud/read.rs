@@ -91,47 +91,8 @@ impl Service {
     }
 
     fn verified(self: &Arc<Self>, info: ArtifactInfo, found: GetResult) -> Retrieved {
-        let content = self.mapped(found, &info.uri);
-        let content = match info.size > WORTH_A_TASK {
-            true => ahead(content),
-            false => content,
-        };
-        let content = check(content, &info);
+        let content = check(self.mapped(found, &info.uri), &info);
         Retrieved { info, content }
-    }
-}
-
-/// How many pieces are received ahead of the hash. One is some ten kilobytes, rarely more than a few hundred.
-const AHEAD: usize = 16;
-
-/// The size above which a task of its own pays.
-const WORTH_A_TASK: u64 = 1 << 20;
-
-/// Receives on a task of its own, so that hashing costs no time on the wire.
-fn ahead(mut content: ByteStream) -> ByteStream {
-    let (send, receive) = tokio::sync::mpsc::channel(AHEAD);
-    let task = tokio::spawn(async move {
-        while let Some(piece) = content.next().await {
-            let failed = piece.is_err();
-            // Nobody reads on, or nothing follows.
-            if send.send(piece).await.is_err() || failed {
-                return;
-            }
-        }
-    });
-    let task = StopOnDrop(task.abort_handle());
-    stream::unfold((receive, task), |(mut receive, task)| async move {
-        let piece = receive.recv().await?;
-        Some((piece, (receive, task)))
-    })
-    .boxed()
-}
-
-struct StopOnDrop(tokio::task::AbortHandle);
-
-impl Drop for StopOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
 
