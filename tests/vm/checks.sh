@@ -111,7 +111,7 @@ for suite in /vmtest/suites/*; do
     [ -x "$suite" ] || continue
     name=$who/${suite##*/}
     echo "vmtest: begin $name"
-    # One that hangs must leave time for the others.
-    AGENTS=/vmtest/agents CC=/vmtest/cc.sh TMPDIR=$scratch timeout -s KILL 700 "$suite" --color never
+    # One that hangs must leave time for the others. gVisor is judged on the host: it is not on this disk.
+    AGENTS=/vmtest/agents CC=/vmtest/cc.sh TMPDIR=$scratch timeout -s KILL 700 "$suite" --color never --skip gvisor::
     echo "vmtest: end $name $?"
 done

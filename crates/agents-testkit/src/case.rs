@@ -118,7 +118,7 @@ fn text_of(panic: &(dyn std::any::Any + Send)) -> String {
 }
 
 /// Turns cases into trials named `<adapter>::<case>`. Each makes a fixture of its own; a fixture that cannot be made, with
-/// the reason as its error, ignores the case.
+/// the reason as its error, fails the case: a suite whose server is not there has not passed.
 pub fn trials<F, M, R>(adapter: &str, cases: Vec<Case<F>>, make: M) -> Vec<Trial>
 where
     F: Fixture,
@@ -137,7 +137,7 @@ where
             let outcome = runtime.block_on(async {
                 match make().await {
                     Ok(fixture) => case.run(fixture).await,
-                    Err(reason) => Outcome::Ignored(reason),
+                    Err(reason) => Outcome::Failed(reason),
                 }
             });
             runtime.shutdown_timeout(Duration::from_secs(5));
