@@ -1,0 +1,1 @@
+//! Intent before and outcome after every operation that changes something.
