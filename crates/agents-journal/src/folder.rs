@@ -12,7 +12,7 @@ use std::{
 use agents_core::Result;
 
 use crate::{
-    disk::{Access, Disk, DiskFile},
+    disk::{Access, Disk, DiskFile, RealDisk},
     error::{damaged, file_error},
     frame::{Frame, Frames, Step},
     statement::{Checkpoint, CheckpointKind},
@@ -26,6 +26,14 @@ pub(crate) struct Folder {
 }
 
 impl Folder {
+    /// A folder of this machine.
+    pub(crate) fn of(path: impl Into<PathBuf>) -> Self {
+        Self {
+            disk: Arc::new(RealDisk),
+            path: path.into(),
+        }
+    }
+
     /// The path of the segment that begins with this record.
     pub(crate) fn segment(&self, first: u64) -> PathBuf {
         self.path.join(format!("{first:020}.seg"))
@@ -46,6 +54,13 @@ impl Folder {
     pub(crate) fn names(&self) -> Result<Vec<String>> {
         let names = self.disk.list(&self.path);
         names.map_err(|error| file_error("look into", &self.path, &error))
+    }
+
+    /// The size of a file that is here.
+    pub(crate) fn length(&self, name: &str) -> Result<u64> {
+        let path = self.path.join(name);
+        let length = self.disk.open(&path, Access::Read).and_then(|file| file.length());
+        length.map_err(|error| file_error("read", &path, &error))
     }
 
     /// The first records of the segments, in their order.

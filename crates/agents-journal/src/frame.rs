@@ -13,7 +13,7 @@ use bytes::Bytes;
 use crate::{disk::DiskFile, hash::Hash, statement::Checkpoint};
 
 /// The longest payload of a record.
-pub(crate) const MAX_PAYLOAD: usize = (1 << 20) + (1 << 12);
+pub const MAX_PAYLOAD: usize = (1 << 20) + (1 << 12);
 
 /// The longest body.
 const MAX_BODY: usize = MAX_PAYLOAD + RECORD_HEAD;

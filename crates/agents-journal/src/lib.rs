@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+mod backlog;
 mod chain;
 mod disk;
 mod error;
@@ -24,9 +25,11 @@ mod tests;
 mod verify;
 mod verify_events;
 
+pub use backlog::{Backlog, backlog};
 pub use chain::Chain;
 pub use event::canonical;
 pub use fault::{Fault, FaultKind};
+pub use frame::MAX_PAYLOAD;
 pub use group::{GroupCommit, Sink};
 pub use hash::Hash;
 pub use journal::{Journal, Receipt, Status, WriterInfo, writers};

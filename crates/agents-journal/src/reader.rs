@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::{
-    disk::{self, RealDisk},
+    disk,
     error::{damaged, file_error},
     event,
     folder::Folder,
@@ -99,11 +99,7 @@ struct Open {
 impl Reader {
     /// Reads the folder of a writer from this record on; 0 and 1 are the first.
     pub fn of_folder(folder: impl Into<PathBuf>, from: u64) -> Self {
-        let folder = Folder {
-            disk: Arc::new(RealDisk),
-            path: folder.into(),
-        };
-        Self::new(folder, from, None)
+        Self::new(Folder::of(folder), from, None)
     }
 
     pub(crate) fn new(folder: Folder, from: u64, status: Option<watch::Receiver<Status>>) -> Self {

@@ -299,3 +299,33 @@ async fn acknowledged_records_that_are_damaged_are_not_thrown_away() {
     assert!(found.writers[0].torn_bytes > 0);
     assert_eq!(Journal::open(options(&folder)).await.unwrap().status().sequence, 4);
 }
+
+#[tokio::test]
+async fn a_backlog_is_told_from_outside() {
+    let folder = tempfile::tempdir().unwrap();
+    let nothing = crate::backlog(folder.path(), "a").await.unwrap();
+    assert_eq!((nothing.records, nothing.oldest, nothing.bytes), (0, None, 0));
+    let journal = Journal::open(options(&folder)).await.unwrap();
+    let path = journal.status().folder;
+    let look = async |cursor: &str| {
+        let found = crate::backlog(&path, cursor).await.unwrap();
+        (found.records, found.oldest.map(|record| record.sequence))
+    };
+    assert_eq!(look("a").await, (0, None));
+    fill(&journal, 1..101).await;
+    assert_eq!(look("a").await, (100, Some(1)));
+    let mut cursor = journal.cursor("a").await.unwrap();
+    cursor.next(70, 1 << 20).await.unwrap();
+    cursor.acknowledge(70).await.unwrap();
+    journal.reclaim().await.unwrap();
+    assert_eq!(look("a").await, (30, Some(71)));
+    // A cursor that is not there has acknowledged nothing of what is.
+    let first = journal.status().first;
+    assert_eq!(look("b").await, (101 - first, Some(first)));
+    let bytes = crate::backlog(&path, "a").await.unwrap().bytes;
+    assert_eq!(bytes, journal.status().bytes);
+    cursor.next(70, 1 << 20).await.unwrap();
+    cursor.acknowledge(100).await.unwrap();
+    journal.close().await.unwrap();
+    assert_eq!(look("a").await, (0, None));
+}
