@@ -42,6 +42,16 @@ fn of(engine: &Engine, local: bool, caller_is_root: bool, gvisor: bool) -> Runti
                 "boot the host with cgroup v2 (systemd.unified_cgroup_hierarchy=1), use podman as root, or leave the limit out",
             );
         }
+        if !engine.makes_cgroups() {
+            return Support::refused(
+                format!(
+                    "rootless podman limits {controller} through systemd alone, and its cgroup manager is {:?}",
+                    engine.cgroup_manager
+                ),
+                "set `cgroup_manager = \"systemd\"` in containers.conf and run podman in a session of systemd \
+                 (`loginctl enable-linger`), use podman as root, or leave the limit out",
+            );
+        }
         Support::refused(
             format!("the cgroup controller {controller} is not delegated to podman"),
             format!(
@@ -124,6 +134,7 @@ mod tests {
         Engine {
             rootless,
             cgroup_v2,
+            cgroup_manager: "systemd".to_owned(),
             seccomp: true,
             controllers: controllers.iter().map(|name| (*name).to_owned()).collect(),
             runtimes: vec!["crun".to_owned(), "runsc".to_owned()],
@@ -145,6 +156,23 @@ mod tests {
             );
         }
         assert!(capabilities.nofile_limit.is_enforced() && capabilities.disk_limit.is_enforced());
+    }
+
+    #[test]
+    fn rootless_without_systemd_promises_no_limit_whatever_is_delegated() {
+        let mut engine = engine(true, true, &["memory", "cpu", "pids"]);
+        engine.cgroup_manager = "cgroupfs".to_owned();
+        let capabilities = of(&engine, true, false, false);
+        for support in [
+            &capabilities.memory_limit,
+            &capabilities.cpu_limit,
+            &capabilities.pids_limit,
+        ] {
+            assert!(
+                matches!(support, Support::Refused { reason, remedy } if reason.contains("cgroupfs") && remedy.contains("systemd")),
+                "{support:?}"
+            );
+        }
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub(crate) struct Engine {
     pub(crate) version: String,
     pub(crate) rootless: bool,
     pub(crate) cgroup_v2: bool,
+    /// Who makes the cgroups of its containers: `systemd` or `cgroupfs`.
+    pub(crate) cgroup_manager: String,
     /// The cgroup controllers that its containers are limited by.
     pub(crate) controllers: Vec<String>,
     pub(crate) seccomp: bool,
@@ -70,6 +72,7 @@ impl Engine {
             version: text("/version/Version"),
             rootless: info.flag("/host/security/rootless").unwrap_or(true),
             cgroup_v2: info.text("/host/cgroupVersion") == Some("v2"),
+            cgroup_manager: text("/host/cgroupManager"),
             controllers: info.texts("/host/cgroupControllers"),
             seccomp: info.flag("/host/security/seccompEnabled").unwrap_or(false),
             selinux: info.flag("/host/security/selinuxEnabled").unwrap_or(false),
@@ -91,8 +94,14 @@ impl Engine {
 
     /// Whether the cgroup controller limits containers.
     pub(crate) fn controls(&self, controller: &str) -> bool {
-        // On cgroup v1 nobody but root can make cgroups, whatever the list says.
-        (self.cgroup_v2 || !self.rootless) && self.controllers.iter().any(|name| name == controller)
+        self.makes_cgroups() && self.controllers.iter().any(|name| name == controller)
+    }
+
+    /// Whether containers get cgroups at all. On cgroup v1 nobody but root can make any, and on v2 rootless podman makes none
+    /// itself: without systemd it takes limits, repeats them when it is asked, and sets none
+    /// (https://github.com/podman-container-tools/podman/issues/21575).
+    pub(crate) fn makes_cgroups(&self) -> bool {
+        !self.rootless || (self.cgroup_v2 && self.cgroup_manager == "systemd")
     }
 
     /// Whether containers of a class, or of none, run under gVisor.
@@ -204,23 +213,24 @@ mod tests {
     }
 
     #[test]
-    fn rootless_on_cgroup_v1_controls_nothing() {
-        let info = |rootless, version| {
+    fn rootless_controls_nothing_without_systemds_cgroups() {
+        let info = |rootless, version, manager| {
             view(&format!(
-                r#"{{"host":{{"security":{{"rootless":{rootless},"seccompEnabled":true}},"cgroupVersion":"{version}",
+                r#"{{"host":{{"cgroupManager":"{manager}","security":{{"rootless":{rootless},"seccompEnabled":true}},"cgroupVersion":"{version}",
                 "cgroupControllers":["memory","pids"],"idMappings":{{"uidmap":[{{"container_id":0,"host_id":1000,"size":1}}],
                 "gidmap":[{{"container_id":0,"host_id":1001,"size":1}}]}},"ociRuntime":{{"name":"crun"}}}},"version":{{"Version":"4.10.1-dev"}}}}"#
             ))
         };
         let names = view(r#"{"Runtimes":{"runsc":{"path":"/x"},"crun":{}}}"#);
-        let one = Engine::read(&info(true, "v1"), &names);
+        let one = Engine::read(&info(true, "v1", "systemd"), &names);
         assert!(!one.controls("memory"));
         assert_eq!(one.owner, Some((1000, 1001)));
         assert_eq!(one.runtimes, ["crun", "runsc"]);
         assert!(one.at_least(4, 3) && one.at_least(4, 10) && !one.at_least(5, 0));
-        assert!(Engine::read(&info(true, "v2"), &names).controls("memory"));
-        assert!(!Engine::read(&info(true, "v2"), &names).controls("cpu"));
-        assert!(Engine::read(&info(false, "v1"), &names).controls("pids"));
+        assert!(Engine::read(&info(true, "v2", "systemd"), &names).controls("memory"));
+        assert!(!Engine::read(&info(true, "v2", "systemd"), &names).controls("cpu"));
+        assert!(!Engine::read(&info(true, "v2", "cgroupfs"), &names).controls("memory"));
+        assert!(Engine::read(&info(false, "v1", "cgroupfs"), &names).controls("pids"));
     }
 
     #[test]
