@@ -307,6 +307,8 @@ impl Ci {
         command
             .current_dir(&self.root)
             .env("CARGO_TARGET_DIR", &self.target)
+            // Each run is of another clone, so what is kept for the next edit is never used; it took 27 GB.
+            .env("CARGO_INCREMENTAL", "0")
             // The lines are parsed, and colours would be in the way.
             .env("CARGO_TERM_COLOR", "never")
             .env("NO_COLOR", "1")
