@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cloud::{
     CloudStorage, Keys, Service, SignedUploads, Sweep,
-    config::{cloud_config, refused, text},
+    config::{cloud_config, is_local, refused, text},
     layout::Root,
 };
 
@@ -71,6 +71,13 @@ impl AzureConfig {
                 .account
                 .chars()
                 .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+        for (field, value) in [("account", &self.account), ("container", &self.container)] {
+            if value.is_empty() {
+                return Err(Error::invalid(format!(
+                    "{field} is missing: set it to the name of yours"
+                )));
+            }
+        }
         if !account {
             return Err(Error::invalid(format!(
                 "account {:?} must be the name of a storage account: 3 to 24 lower-case letters and digits",
@@ -133,7 +140,10 @@ enum Choice {
         tenant: String,
         token_file: String,
     },
-    ManagedIdentity,
+    ManagedIdentity {
+        /// The address that an app service or a container names. Default: that of the machine's metadata.
+        endpoint: Option<String>,
+    },
     Cli,
 }
 
@@ -153,9 +163,11 @@ fn choose(
             token_file: set("AZURE_FEDERATED_TOKEN_FILE")?,
         })
     };
+    // Azure Arc sets the address alone, and wants a challenge answered that the library does not know.
+    let endpoint = set("IDENTITY_ENDPOINT").filter(|_| set("IDENTITY_HEADER").is_some());
     match config.credentials {
         AzureCredentials::Cli => return Ok(Choice::Cli),
-        AzureCredentials::ManagedIdentity => return Ok(Choice::ManagedIdentity),
+        AzureCredentials::ManagedIdentity => return Ok(Choice::ManagedIdentity { endpoint }),
         AzureCredentials::WorkloadIdentity => {
             return workload().ok_or_else(|| {
                 Error::invalid(
@@ -178,11 +190,24 @@ fn choose(
     if let Some(choice) = workload() {
         return Ok(choice);
     }
-    let named = set("IDENTITY_ENDPOINT").is_some() || set("MSI_ENDPOINT").is_some();
-    Ok(match !named && on_path("az") {
+    Ok(match endpoint.is_none() && on_path("az") {
         true => Choice::Cli,
-        false => Choice::ManagedIdentity,
+        false => Choice::ManagedIdentity { endpoint },
     })
+}
+
+/// Where tokens come from in a cloud that is not the public one, without the slash that Kubernetes's webhook writes.
+fn authority_host(host: Option<String>) -> Result<Option<String>> {
+    let Some(host) = host.filter(|host| !host.trim().is_empty()) else {
+        return Ok(None);
+    };
+    let good = |url: &url::Url| url.scheme() == "https" || (url.scheme() == "http" && is_local(url));
+    match url::Url::parse(host.trim()) {
+        Ok(url) if good(&url) => Ok(Some(host.trim().trim_end_matches('/').to_owned())),
+        _ => Err(Error::invalid(
+            "AZURE_AUTHORITY_HOST must be a URL such as https://login.microsoftonline.us",
+        )),
+    }
 }
 
 fn on_path(program: &str) -> bool {
@@ -222,7 +247,12 @@ impl Choice {
                 .with_client_id(client)
                 .with_tenant_id(tenant)
                 .with_federated_token_file(token_file),
-            Self::ManagedIdentity => builder.with_credential_type("managed_identity"),
+            Self::ManagedIdentity { endpoint } => {
+                if let Some(endpoint) = endpoint {
+                    builder = builder.with_msi_endpoint(endpoint);
+                }
+                builder.with_credential_type("managed_identity")
+            }
             Self::Cli => builder.with_credential_type("azure_cli").with_use_azure_cli(true),
         })
     }
@@ -269,6 +299,9 @@ impl Factory for AzureFactory {
             .with_client_options(common.client()?)
             .with_http_connector(common.connector())
             .with_retry(config.retry.build());
+        if let Some(host) = authority_host(std::env::var("AZURE_AUTHORITY_HOST").ok())? {
+            builder = builder.with_authority_host(host);
+        }
         if let Some(endpoint) = &config.endpoint {
             builder = builder.with_endpoint(endpoint.trim_end_matches('/').to_owned());
         }
@@ -357,11 +390,15 @@ mod tests {
             Ok(Choice::WorkloadIdentity { .. })
         ));
         assert_eq!(chosen(&auto, &client, true).unwrap(), Choice::Cli);
-        assert_eq!(chosen(&auto, &client, false).unwrap(), Choice::ManagedIdentity);
+        let machine = Choice::ManagedIdentity { endpoint: None };
+        assert_eq!(chosen(&auto, &client, false).unwrap(), machine);
+        let service = [("IDENTITY_ENDPOINT", "x"), ("IDENTITY_HEADER", "h")];
+        let endpoint = Some("x".to_owned());
         assert_eq!(
-            chosen(&auto, &[("IDENTITY_ENDPOINT", "x")], true).unwrap(),
-            Choice::ManagedIdentity
+            chosen(&auto, &service, true).unwrap(),
+            Choice::ManagedIdentity { endpoint }
         );
+        assert_eq!(chosen(&auto, &service[..1], true).unwrap(), Choice::Cli);
         let workload = config(r#"{"credentials": "workload_identity"}"#);
         assert!(chosen(&workload, &client, true).is_err());
         assert!(matches!(
@@ -372,6 +409,18 @@ mod tests {
             chosen(&config(r#"{"credentials": "cli"}"#), &key, false).unwrap(),
             Choice::Cli
         );
+    }
+
+    #[test]
+    fn tokens_come_from_the_cloud_that_the_environment_names() {
+        let host = |host: &str| authority_host(Some(host.to_owned()));
+        assert_eq!(authority_host(None).unwrap(), None);
+        assert_eq!(host(" ").unwrap(), None);
+        let us = Some("https://login.microsoftonline.us".to_owned());
+        assert_eq!(host("https://login.microsoftonline.us/").unwrap(), us);
+        for bad in ["login.microsoftonline.us", "http://login.microsoftonline.us"] {
+            assert_eq!(host(bad).unwrap_err().kind(), agents_core::ErrorKind::ConfigInvalid);
+        }
     }
 
     #[test]

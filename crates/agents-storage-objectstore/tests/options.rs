@@ -9,14 +9,14 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use agents_core::{
     ArtifactName, Body, DeleteRequest, ErrorKind, SessionId, StorageBackend, StorageBackendExt, StoreRequest,
 };
-use agents_storage_objectstore::MemoryStorage;
+use agents_storage_objectstore::{AzureConfig, GcsConfig, MemoryStorage, S3Config};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
 use support::{
     gcs_xml,
     proxy::{Fault, Proxy},
-    servers::{Server, prefix, variable},
+    servers::{Server, assume, prefix, variable},
 };
 
 fn name(text: &str) -> ArtifactName {
@@ -64,6 +64,40 @@ async fn refused(storage: &Arc<dyn StorageBackend>) -> (ErrorKind, String) {
     let availability = storage.check_availability().await.unwrap();
     assert!(!availability.available && !availability.problems[0].remedy.is_empty());
     (error.kind(), error.report())
+}
+
+#[test]
+fn the_docs_name_every_key() {
+    fn keys(prefix: &str, value: &Value) -> Vec<String> {
+        let fields = value.as_object().into_iter().flatten();
+        let names = fields.map(|(name, value)| match value.is_object() {
+            true => keys(&format!("{name}."), value),
+            false => vec![format!("{prefix}{name}")],
+        });
+        names.flatten().collect()
+    }
+    let configuration = include_str!("../../../docs/configuration.md");
+    let common = include_str!("../../../docs/storage.md");
+    for (config, page) in [
+        (json!(S3Config::default()), include_str!("../../../docs/storage-s3.md")),
+        (
+            json!(AzureConfig::default()),
+            include_str!("../../../docs/storage-azure.md"),
+        ),
+        (
+            json!(GcsConfig::default()),
+            include_str!("../../../docs/storage-gcs.md"),
+        ),
+    ] {
+        let keys = keys("", &config);
+        assert!(keys.len() > 10, "{keys:?}");
+        for key in keys {
+            assert!(configuration.contains(&format!("`{key}`")), "{key}");
+            let last = key.rsplit('.').next().unwrap();
+            let told = page.contains(&format!("`{key}`")) || common.contains(&format!(" {last}: "));
+            assert!(told, "{key}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -440,37 +474,6 @@ async fn sessions_move_between_any_two() {
     assert_eq!(other.list_all(&session).await.unwrap().len(), 1);
 }
 
-/// The credentials that MinIO gives for a policy, by Amazon's own client.
-fn assume(policy: &Value) -> Value {
-    let output = std::process::Command::new("python3")
-        .args([
-            "-m",
-            "awscli",
-            "sts",
-            "assume-role",
-            "--role-arn",
-            "arn:aws:iam::111111111111:role/agents",
-        ])
-        .args([
-            "--role-session-name",
-            "agents",
-            "--output",
-            "json",
-            "--policy",
-            &policy.to_string(),
-        ])
-        .args(["--endpoint-url", &variable("AGENTS_TEST_MINIO")])
-        .env("PYTHONPATH", variable("AGENTS_TEST_AWS_PYTHONPATH"))
-        .env("AWS_ACCESS_KEY_ID", variable("AGENTS_TEST_MINIO_KEY"))
-        .env("AWS_SECRET_ACCESS_KEY", variable("AGENTS_TEST_MINIO_SECRET"))
-        .env("AWS_CA_BUNDLE", variable("AGENTS_TEST_MINIO_CA"))
-        .env("AWS_DEFAULT_REGION", "us-east-1")
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice::<Value>(&output.stdout).unwrap()["Credentials"].clone()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn the_policy_of_the_docs_is_enough_and_no_more() {
     let page = include_str!("../../../docs/storage-s3.md");
@@ -479,7 +482,7 @@ async fn the_policy_of_the_docs_is_enough_and_no_more() {
     let policy = json
         .replace("my-agents", &variable("AGENTS_TEST_MINIO_BUCKET"))
         .replace("production", &prefix);
-    let credentials = assume(&serde_json::from_str(&policy).unwrap());
+    let credentials = assume(Some(&serde_json::from_str(&policy).unwrap()));
     let file = |field: &str| secret_file(credentials[field].as_str().unwrap());
     let (id, secret, token) = (file("AccessKeyId"), file("SecretAccessKey"), file("SessionToken"));
     let config = |prefix: &str| {

@@ -8,6 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use super::http::Connector;
 
+/// What no proxy can reach: this machine, and the services of a cloud that tell a machine its credentials.
+pub(crate) const NO_PROXY: &str =
+    "localhost,127.0.0.0/8,::1,169.254.0.0/16,fe80::/10,fd00:ec2::/32,metadata.google.internal";
+
 /// How a request that failed for a while is tried again.
 ///
 /// Only what may be repeated without harm is: a request that never left, one that reads, and one that writes the same
@@ -228,21 +232,29 @@ impl Common<'_> {
                 env!("CARGO_PKG_VERSION")
             )));
         if let Some(proxy) = self.proxy {
-            options = options.with_proxy_url(proxy);
+            options = options.with_proxy_url(proxy).with_proxy_excludes(NO_PROXY);
         }
-        if let Some(path) = self.ca_file {
-            let bad = |error: Error| error.with_context("ca_file", path.display());
-            let pem = std::fs::read(path).map_err(|error| bad(Error::io("cannot read the certificates", error)))?;
-            let certificates = Certificate::from_pem_bundle(&pem)
-                .map_err(|_| bad(Error::invalid("ca_file must hold certificates in PEM")))?;
+        if let Some((path, pem)) = self.certificates()? {
+            let bad = |told: &str| Error::invalid(told).with_context("ca_file", path.display());
+            let certificates =
+                Certificate::from_pem_bundle(&pem).map_err(|_| bad("ca_file must hold certificates in PEM"))?;
             if certificates.is_empty() {
-                return Err(bad(Error::invalid("ca_file holds no certificate in PEM")));
+                return Err(bad("ca_file holds no certificate in PEM"));
             }
             for certificate in certificates {
                 options = options.with_root_certificate(certificate);
             }
         }
         Ok(options)
+    }
+
+    /// What `ca_file` holds.
+    pub(crate) fn certificates(&self) -> Result<Option<(&PathBuf, Vec<u8>)>> {
+        let Some(path) = self.ca_file else { return Ok(None) };
+        match std::fs::read(path) {
+            Ok(pem) => Ok(Some((path, pem))),
+            Err(error) => Err(Error::io("cannot read the certificates", error).with_context("ca_file", path.display())),
+        }
     }
 
     pub(crate) fn connector(&self) -> Connector {
@@ -261,6 +273,18 @@ fn is_loopback(url: &url::Url) -> bool {
         Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
         None => false,
     }
+}
+
+/// Whether an address is on this machine or on its link, as the metadata services of clouds are.
+#[cfg(any(feature = "azure", feature = "gcs"))]
+pub(crate) fn is_local(url: &url::Url) -> bool {
+    let link_local = match url.host() {
+        Some(url::Host::Ipv4(ip)) => ip.is_link_local(),
+        Some(url::Host::Ipv6(ip)) => ip.is_unicast_link_local(),
+        Some(url::Host::Domain(name)) => name == "metadata.google.internal",
+        None => false,
+    };
+    link_local || is_loopback(url)
 }
 
 /// The library's complaint about a configuration, which may quote values.

@@ -1,6 +1,10 @@
 //! Artifacts in a bucket of S3, Azure or GCS, or of a service that speaks like one of them.
 
+#[cfg(any(feature = "s3", feature = "gcs"))]
+pub(crate) mod ask;
 pub(crate) mod config;
+#[cfg(any(feature = "s3", feature = "gcs"))]
+pub(crate) mod credentials;
 pub(crate) mod error;
 pub(crate) mod http;
 pub(crate) mod layout;

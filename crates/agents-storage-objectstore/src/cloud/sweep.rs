@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures_util::TryStreamExt;
 use http::{Method, Request, Uri};
 use object_store::{
     client::{HttpClient, HttpRequest, HttpRequestBody},
@@ -12,12 +11,10 @@ use object_store::{
 };
 use serde::Deserialize;
 
-use super::Sweep;
-
-/// The most that is read of an answer: a thousand uploads of long keys.
-const ANSWER_MAX: usize = 4 << 20;
-
-const TRIES: u32 = 4;
+use super::{
+    Sweep,
+    ask::{ask, fault},
+};
 
 /// Signs a request that the library does not know.
 #[async_trait]
@@ -52,25 +49,6 @@ struct Upload {
     upload_id: String,
 }
 
-/// An answer that was no success. The text is that of the library, which `error::map` reads.
-#[derive(Debug)]
-struct Refused(u16, String);
-
-impl std::fmt::Display for Refused {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Server returned non-2xx status code: {}: {}", self.0, self.1)
-    }
-}
-
-impl std::error::Error for Refused {}
-
-fn generic(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> object_store::Error {
-    object_store::Error::Generic {
-        store: "list of uploads",
-        source: source.into(),
-    }
-}
-
 impl XmlSweep {
     async fn list(&self, key: &Path) -> object_store::Result<Vec<String>> {
         let query: String = key
@@ -83,46 +61,18 @@ impl XmlSweep {
             .collect();
         let uri: Uri = format!("{}?prefix={query}&uploads=", self.bucket_url)
             .parse()
-            .map_err(generic)?;
-        let mut attempt = 0;
-        loop {
-            attempt += 1;
-            let again = match self.ask(uri.clone()).await {
-                Ok((200, body)) => {
-                    let listed: Listed = quick_xml::de::from_str(&body).map_err(generic)?;
-                    // The prefix is a whole key, but a server may take it for what it is.
-                    let ours = listed.upload.into_iter().filter(|upload| upload.key == key.as_ref());
-                    return Ok(ours.map(|upload| upload.upload_id).collect());
-                }
-                Ok((status, body)) if status >= 500 || status == 429 => generic(Refused(status, body)),
-                Ok((status, body)) => return Err(generic(Refused(status, body))),
-                Err(error) => error,
-            };
-            if attempt == TRIES {
-                return Err(again);
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(100 << attempt)).await;
-        }
-    }
-
-    async fn ask(&self, uri: Uri) -> object_store::Result<(u16, String)> {
+            .map_err(fault)?;
         let mut request = Request::builder()
             .method(Method::GET)
             .uri(uri)
             .body(HttpRequestBody::empty())
-            .map_err(generic)?;
+            .map_err(fault)?;
         self.authorize.authorize(&mut request).await?;
-        let response = self.client.execute(request).await.map_err(generic)?;
-        let status = response.status().as_u16();
-        let mut pieces = response.into_body().bytes_stream();
-        let mut body = Vec::new();
-        while let Some(piece) = pieces.try_next().await.map_err(generic)? {
-            if body.len() + piece.len() > ANSWER_MAX {
-                return Err(generic("the answer is too long"));
-            }
-            body.extend_from_slice(&piece);
-        }
-        Ok((status, String::from_utf8_lossy(&body).into_owned()))
+        let body = ask(&self.client, &request).await?.success()?;
+        let listed: Listed = quick_xml::de::from_str(&String::from_utf8_lossy(&body)).map_err(fault)?;
+        // The prefix is a whole key, but a server may take it for what it is.
+        let ours = listed.upload.into_iter().filter(|upload| upload.key == key.as_ref());
+        Ok(ours.map(|upload| upload.upload_id).collect())
     }
 }
 

@@ -1,30 +1,29 @@
 //! Artifacts in a bucket of Google Cloud Storage.
 
+mod credentials;
+mod federation;
 mod sign;
 
-use std::{
-    fmt,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::sync::Arc;
 
-use agents_core::{BuildContext, Error, Factory, Result, SecretRef, SecretResolver, StorageBackend};
+use agents_core::{BuildContext, Error, Factory, Result, SecretRef, StorageBackend};
 use async_trait::async_trait;
 use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION};
 use object_store::{
-    CredentialProvider, StaticCredentialProvider,
+    StaticCredentialProvider,
     client::{HttpConnector, HttpRequest},
-    gcp::{
-        GcpCredential, GcpCredentialProvider, GcpSigningCredential, GcpSigningCredentialProvider,
-        GoogleCloudStorageBuilder,
-    },
+    gcp::{GcpCredentialProvider, GcpSigningCredential, GcpSigningCredentialProvider, GoogleCloudStorageBuilder},
 };
-use tokio::sync::Mutex;
 
-use self::sign::{Signing, UrlSigner, service_account};
+use self::{
+    credentials::{DefaultCredentials, Token},
+    federation::Federation,
+    sign::{Signing, UrlSigner, service_account},
+};
 use crate::cloud::{
-    CloudStorage, Keys, Service, SignedUploads,
+    CloudStorage, Keys, Renew, Service, SignedUploads,
     config::{cloud_config, refused, text},
+    credentials::Cached,
     layout::Root,
     sweep::{Authorize, XmlSweep},
 };
@@ -34,15 +33,12 @@ const TYPE: &str = "gcs";
 
 const ENDPOINT: &str = "https://storage.googleapis.com";
 
-/// A token is read again after this time; those of Google hold for an hour.
-const READ_AGAIN: Duration = Duration::from_secs(5 * 60);
-
 cloud_config! {
     /// The configuration of `type: gcs`.
     ///
     /// Without `service_account` and `access_token`, credentials are the application default ones: the file that
-    /// `GOOGLE_APPLICATION_CREDENTIALS` names, what `gcloud auth application-default login` left, or the metadata server of
-    /// the machine or of GKE's workload identity.
+    /// `GOOGLE_APPLICATION_CREDENTIALS` names (a key, or workload identity federation), what
+    /// `gcloud auth application-default login` left, or the metadata server of the machine or of GKE's workload identity.
     pub struct GcsConfig {
         /// The bucket. Required.
         pub bucket: String,
@@ -71,6 +67,9 @@ impl GcsConfig {
                 .bucket
                 .chars()
                 .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "-._".contains(c));
+        if self.bucket.is_empty() {
+            return Err(Error::invalid("bucket is missing: set it to the name of a bucket"));
+        }
         if !named {
             return Err(Error::invalid(format!(
                 "bucket {:?} must be the name of a bucket: lower-case letters, digits, '-', '.' and '_'",
@@ -116,109 +115,6 @@ impl GcsConfig {
     }
 }
 
-/// A token that something else keeps fresh.
-struct Token {
-    secrets: Arc<dyn SecretResolver>,
-    reference: SecretRef,
-    read: Mutex<Option<(Instant, Arc<GcpCredential>)>>,
-}
-
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Token({:?})", self.reference)
-    }
-}
-
-impl Token {
-    async fn resolve(&self) -> Result<GcpCredential> {
-        let bearer = text("access_token", &self.secrets.resolve(&self.reference).await?)?;
-        if !bearer.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(Error::invalid("the secret of access_token is no token"));
-        }
-        Ok(GcpCredential { bearer })
-    }
-}
-
-#[async_trait]
-impl CredentialProvider for Token {
-    type Credential = GcpCredential;
-
-    async fn get_credential(&self) -> object_store::Result<Arc<GcpCredential>> {
-        let mut read = self.read.lock().await;
-        if let Some((at, credential)) = read.as_ref()
-            && at.elapsed() < READ_AGAIN
-        {
-            return Ok(Arc::clone(credential));
-        }
-        let credential = self
-            .resolve()
-            .await
-            .map(Arc::new)
-            .map_err(|error| object_store::Error::Unauthenticated {
-                path: String::new(),
-                source: error.report().into(),
-            })?;
-        *read = Some((Instant::now(), Arc::clone(&credential)));
-        Ok(credential)
-    }
-}
-
-/// The application default credentials that are a file.
-enum DefaultCredentials {
-    /// The key of a service account, in JSON.
-    ServiceAccount(String),
-    /// What `gcloud auth application-default login` left, by its path.
-    User(String),
-}
-
-impl DefaultCredentials {
-    /// Looks where Google's own clients look.
-    ///
-    /// # Errors
-    ///
-    /// `ConfigInvalid` for a file that `GOOGLE_APPLICATION_CREDENTIALS` names and that cannot be used.
-    fn find() -> Result<Option<Self>> {
-        let named = std::env::var("GOOGLE_APPLICATION_CREDENTIALS").ok();
-        let path = match &named {
-            Some(path) => path.into(),
-            None => {
-                let home = std::env::var_os("HOME").unwrap_or_default();
-                std::path::Path::new(&home).join(".config/gcloud/application_default_credentials.json")
-            }
-        };
-        let fault = |error: Error| error.with_context("file", path.display());
-        let json = match std::fs::read_to_string(&path) {
-            Ok(json) => json,
-            Err(_) if named.is_none() => return Ok(None),
-            Err(error) => {
-                return Err(fault(Error::io(
-                    "cannot read the file of GOOGLE_APPLICATION_CREDENTIALS",
-                    error,
-                )));
-            }
-        };
-        #[derive(serde::Deserialize)]
-        struct Kind {
-            #[serde(default)]
-            r#type: String,
-        }
-        let kind = serde_json::from_str::<Kind>(&json)
-            .map(|kind| kind.r#type)
-            .unwrap_or_default();
-        match kind.as_str() {
-            "service_account" => Ok(Some(Self::ServiceAccount(json))),
-            "authorized_user" => Ok(Some(Self::User(path.display().to_string()))),
-            "external_account" => Err(fault(Error::unsupported(
-                "workload identity federation (\"type\": \"external_account\") is not built in; let `gcloud auth \
-                 print-access-token` or a token service write an access token, and give it as access_token",
-            ))),
-            _ => Err(fault(Error::invalid(
-                "the application default credentials must be a service account's key or a login of gcloud",
-            ))),
-        }
-    }
-}
-
 /// Makes the storage of `type: gcs`.
 #[derive(Debug)]
 pub struct GcsFactory;
@@ -254,6 +150,8 @@ impl Factory for GcsFactory {
             .with_retry(config.retry.build());
         let mut unsigned = None;
         let mut key = None;
+        let mut renew: Option<Arc<dyn Renew>> = None;
+        let mut account = config.signing_account.clone();
         if let Some(reference) = &config.service_account {
             let json = text("service_account", &context.secrets.resolve(reference).await?)?;
             key = Some(service_account(&json)?);
@@ -262,11 +160,13 @@ impl Factory for GcsFactory {
             let token = Token {
                 secrets: Arc::clone(&context.secrets),
                 reference: reference.clone(),
-                read: Mutex::new(None),
             };
+            // What is missing shows now, not when the first artifact is to be stored.
             token.resolve().await?;
-            builder = builder.with_credentials(Arc::new(token));
-            if config.signing_account.is_none() {
+            let token = Arc::new(Cached::new(token));
+            builder = builder.with_credentials(Arc::<Cached<_>>::clone(&token));
+            renew = Some(token);
+            if account.is_none() {
                 unsigned = Some("an access token cannot sign URLs; set signing_account, or use service_account");
             }
         } else {
@@ -277,9 +177,21 @@ impl Factory for GcsFactory {
                 }
                 Some(DefaultCredentials::User(path)) => {
                     builder = builder.with_application_credentials(path);
-                    if config.signing_account.is_none() {
+                    if account.is_none() {
                         unsigned = Some("a person's credentials cannot sign URLs; set signing_account");
                     }
+                }
+                Some(DefaultCredentials::Federation(json)) => {
+                    // Its addresses are checked, and those of a machine's own services are not encrypted.
+                    let client = connector.connect(&client.clone().with_allow_http(true));
+                    let federation = Federation::new(&json, client.map_err(|error| refused(TYPE, &error))?)?;
+                    account = account.or_else(|| federation.account());
+                    if account.is_none() {
+                        unsigned = Some("a federated identity cannot sign URLs itself; set signing_account");
+                    }
+                    let federation = Arc::new(Cached::new(federation));
+                    builder = builder.with_credentials(Arc::<Cached<_>>::clone(&federation));
+                    renew = Some(federation);
                 }
                 // The metadata server of the machine or of GKE.
                 None => {}
@@ -292,12 +204,12 @@ impl Factory for GcsFactory {
             bucket_url: format!("{endpoint}/{}", config.bucket),
             authorize: Box::new(Bearer(Arc::clone(store.credentials()))),
         };
-        let signing = match (key, &config.signing_account) {
+        let signing = match (key, account) {
             (Some(key), _) => Signing::Key(Box::new(key)),
             (None, email) => Signing::Iam {
                 account: match email {
                     Some(email) => Arc::new(StaticCredentialProvider::new(GcpSigningCredential {
-                        email: email.clone(),
+                        email,
                         private_key: None,
                     })) as GcpSigningCredentialProvider,
                     None => Arc::clone(store.signing_credentials()),
@@ -316,7 +228,7 @@ impl Factory for GcsFactory {
             signer: Arc::new(signer),
             store,
             sweep: Arc::new(sweep),
-            renew: None,
+            renew,
             root,
             keys: Keys { separator: '-' },
             uploads: SignedUploads {

@@ -10,7 +10,6 @@ use agents_core::{Error, Result};
 use async_trait::async_trait;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use futures_util::TryStreamExt;
 use http::{Method, Request, header::AUTHORIZATION};
 use jiff::{Timestamp, fmt::strtime, tz::TimeZone};
 use object_store::{
@@ -24,13 +23,13 @@ use ring::{
     signature::{RSA_PKCS1_SHA256, RsaKeyPair},
 };
 
-use crate::digest::Hasher;
+use crate::{
+    cloud::ask::{ask, fault},
+    digest::Hasher,
+};
 
 /// Where IAM signs with keys that nobody sees.
 const IAM: &str = "https://iamcredentials.googleapis.com";
-
-/// A signed answer is some kilobytes.
-const ANSWER_MAX: usize = 64 << 10;
 
 /// The private key of a service account.
 pub(super) struct Key {
@@ -226,24 +225,7 @@ async fn sign_by_iam(
     .header("content-type", "application/json")
     .body(HttpRequestBody::from(Bytes::from(body)))
     .map_err(fault)?;
-    let response = client.execute(request).await.map_err(fault)?;
-    let status = response.status();
-    let mut pieces = response.into_body().bytes_stream();
-    let mut answer = Vec::new();
-    while let Some(piece) = pieces.try_next().await.map_err(fault)? {
-        if answer.len() + piece.len() > ANSWER_MAX {
-            return Err(fault("the answer of IAM is too long"));
-        }
-        answer.extend_from_slice(&piece);
-    }
-    if !status.is_success() {
-        let said = String::from_utf8_lossy(&answer);
-        // The wording is that of the library, which `error::map` reads.
-        return Err(fault(format!(
-            "Server returned non-2xx status code: {}: {said}",
-            status.as_u16()
-        )));
-    }
+    let answer = ask(client, &request).await?.success()?;
     let signed: Signed = serde_json::from_slice(&answer).map_err(fault)?;
     STANDARD.decode(signed.signed_blob).map_err(fault)
 }
@@ -259,13 +241,6 @@ fn escape(text: &str, kept: &[u8]) -> String {
         }
     }
     out
-}
-
-fn fault(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> object_store::Error {
-    object_store::Error::Generic {
-        store: "signature",
-        source: source.into(),
-    }
 }
 
 /// The parts of a service account's key that must be good.

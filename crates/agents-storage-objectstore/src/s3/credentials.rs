@@ -1,123 +1,23 @@
-//! Where S3 credentials come from, and when they are fetched again.
+//! Where S3 credentials come from.
 
-use std::{
-    fmt,
-    sync::Arc,
-    time::{Duration, Instant, SystemTime},
-};
+use std::{fmt, sync::Arc, time::SystemTime};
 
-use agents_core::{Result, SecretRef, SecretResolver};
+use agents_core::{Error, Result, SecretRef, SecretResolver};
 use async_trait::async_trait;
 use aws_config::BehaviorVersion;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
-use aws_smithy_http_client::tls;
-use object_store::{CredentialProvider, aws::AwsCredential};
-use tokio::sync::{Mutex, OnceCell};
+use aws_smithy_http_client::{
+    Connector,
+    proxy::ProxyConfig,
+    tls::{Provider, TlsContext, TrustStore, rustls_provider::CryptoMode},
+};
+use object_store::aws::AwsCredential;
+use tokio::sync::OnceCell;
 
-use crate::cloud::{Renew, config::text};
-
-/// Credentials are fetched again this long before they expire.
-const BEFORE_EXPIRY: Duration = Duration::from_secs(5 * 60);
-
-/// What does not say when it expires is read again after this time, since a file may have been replaced.
-const READ_AGAIN: Duration = Duration::from_secs(15 * 60);
-
-/// Credentials that a service refuses are fetched again unless they are as new as this.
-const NEW: Duration = Duration::from_secs(10);
-
-/// Fetches credentials.
-#[async_trait]
-pub(super) trait Source: fmt::Debug + Send + Sync + 'static {
-    async fn fetch(&self) -> object_store::Result<(AwsCredential, Option<SystemTime>)>;
-}
-
-struct Fetched {
-    credential: Arc<AwsCredential>,
-    expires: Option<SystemTime>,
-    at: Instant,
-}
-
-impl Fetched {
-    fn is_good(&self, now: SystemTime) -> bool {
-        match self.expires {
-            Some(expires) => expires > now + BEFORE_EXPIRY,
-            None => self.at.elapsed() < READ_AGAIN,
-        }
-    }
-}
-
-/// Keeps credentials until shortly before they expire.
-pub(super) struct Cached<S> {
-    source: S,
-    fetched: Mutex<Option<Fetched>>,
-}
-
-impl<S: Source> Cached<S> {
-    pub(super) fn new(source: S) -> Self {
-        Self {
-            source,
-            fetched: Mutex::new(None),
-        }
-    }
-}
-
-impl<S: Source> fmt::Debug for Cached<S> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Cached").field(&self.source).finish()
-    }
-}
-
-#[async_trait]
-impl<S: Source> CredentialProvider for Cached<S> {
-    type Credential = AwsCredential;
-
-    async fn get_credential(&self) -> object_store::Result<Arc<AwsCredential>> {
-        // Held while fetching, so that many requests fetch once.
-        let mut fetched = self.fetched.lock().await;
-        let now = SystemTime::now();
-        if let Some(fetched) = fetched.as_ref().filter(|fetched| fetched.is_good(now)) {
-            return Ok(Arc::clone(&fetched.credential));
-        }
-        match self.source.fetch().await {
-            Ok((credential, expires)) => {
-                let credential = Arc::new(credential);
-                *fetched = Some(Fetched {
-                    credential: Arc::clone(&credential),
-                    expires,
-                    at: Instant::now(),
-                });
-                Ok(credential)
-            }
-            Err(error) => match fetched.as_ref() {
-                // What still holds for minutes may outlast the trouble.
-                Some(old) if old.expires.is_some_and(|expires| expires > now) => Ok(Arc::clone(&old.credential)),
-                _ => Err(error),
-            },
-        }
-    }
-}
-
-#[async_trait]
-impl<S: Source> Renew for Cached<S> {
-    async fn renew(&self) -> bool {
-        let mut fetched = self.fetched.lock().await;
-        let old = fetched.as_ref().is_some_and(|fetched| fetched.at.elapsed() >= NEW);
-        if old {
-            *fetched = None;
-        }
-        // Somebody else may just have fetched them.
-        old || fetched
-            .as_ref()
-            .is_none_or(|fetched| fetched.at.elapsed() < Duration::from_secs(1))
-    }
-}
-
-fn refused(why: impl fmt::Display) -> object_store::Error {
-    object_store::Error::Unauthenticated {
-        path: String::new(),
-        source: why.to_string().into(),
-    }
-}
+use crate::cloud::{
+    config::{Common, NO_PROXY, text},
+    credentials::{Source, refused},
+};
 
 /// Keys that the configuration refers to.
 pub(super) struct Keys {
@@ -147,9 +47,7 @@ impl Keys {
                 .chars()
                 .any(|c| c.is_whitespace() || c.is_control() || !c.is_ascii())
             {
-                true => Err(agents_core::Error::invalid(format!(
-                    "the secret of {field} is no key of S3"
-                ))),
+                true => Err(Error::invalid(format!("the secret of {field} is no key of S3"))),
                 false => Ok(value),
             }
         };
@@ -166,6 +64,8 @@ impl Keys {
 
 #[async_trait]
 impl Source for Keys {
+    type Credential = AwsCredential;
+
     async fn fetch(&self) -> object_store::Result<(AwsCredential, Option<SystemTime>)> {
         match self.resolve().await {
             Ok(credential) => Ok((credential, None)),
@@ -177,8 +77,10 @@ impl Source for Keys {
 /// What every program of AWS uses: the environment, profiles with their roles, SSO and processes, web identity, and the
 /// metadata of containers and instances.
 pub(super) struct Chain {
-    pub(super) profile: Option<String>,
-    pub(super) region: String,
+    profile: Option<String>,
+    region: String,
+    proxy: ProxyConfig,
+    trusted: TlsContext,
     provider: OnceCell<SharedCredentialsProvider>,
 }
 
@@ -189,17 +91,44 @@ impl fmt::Debug for Chain {
 }
 
 impl Chain {
-    pub(super) fn new(profile: Option<String>, region: String) -> Self {
-        Self {
+    /// # Errors
+    ///
+    /// `ConfigInvalid` for certificates and a proxy that cannot be used.
+    pub(super) fn new(profile: Option<String>, region: String, common: &Common<'_>) -> Result<Self> {
+        let mut store = TrustStore::default();
+        if let Some((_, pem)) = common.certificates()? {
+            store.add_pem_certificate(pem);
+        }
+        let trusted = TlsContext::builder().with_trust_store(store).build();
+        let proxy = match common.proxy {
+            Some(url) => ProxyConfig::all(url)
+                .map_err(|_| Error::invalid("proxy must be a URL such as http://host:3128"))?
+                .no_proxy(NO_PROXY),
+            None => ProxyConfig::from_env(),
+        };
+        Ok(Self {
             profile,
             region,
+            proxy,
+            trusted: trusted.map_err(|_| Error::invalid("ca_file must hold certificates in PEM"))?,
             provider: OnceCell::new(),
-        }
+        })
     }
 
     async fn load(&self) -> object_store::Result<SharedCredentialsProvider> {
-        let ring = tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring);
-        let client = aws_smithy_http_client::Builder::new().tls_provider(ring).build_https();
+        let (proxy, trusted) = (self.proxy.clone(), self.trusted.clone());
+        let client = aws_smithy_http_client::Builder::new().build_with_connector_fn(move |settings, components| {
+            let mut builder = Connector::builder();
+            builder.set_connector_settings(settings.cloned());
+            if let Some(components) = components {
+                builder.set_sleep_impl(components.sleep_impl());
+            }
+            builder
+                .proxy_config(proxy.clone())
+                .tls_provider(Provider::Rustls(CryptoMode::Ring))
+                .tls_context(trusted.clone())
+                .build()
+        });
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
             .http_client(client)
             .region(aws_config::Region::new(self.region.clone()));
@@ -215,6 +144,8 @@ impl Chain {
 
 #[async_trait]
 impl Source for Chain {
+    type Credential = AwsCredential;
+
     async fn fetch(&self) -> object_store::Result<(AwsCredential, Option<SystemTime>)> {
         let provider = self.provider.get_or_try_init(|| self.load()).await?;
         let found = provider.provide_credentials().await.map_err(|error| {
@@ -232,87 +163,5 @@ impl Source for Chain {
             token: found.session_token().map(str::to_owned),
         };
         Ok((credential, found.expiry()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
-
-    use super::*;
-
-    #[derive(Debug, Default)]
-    struct Counting {
-        fetches: AtomicU32,
-        valid_for: Option<Duration>,
-        fails_after: Option<u32>,
-    }
-
-    #[async_trait]
-    impl Source for Counting {
-        async fn fetch(&self) -> object_store::Result<(AwsCredential, Option<SystemTime>)> {
-            let count = self.fetches.fetch_add(1, Ordering::SeqCst) + 1;
-            if self.fails_after.is_some_and(|limit| count > limit) {
-                return Err(refused("the token service is down"));
-            }
-            let credential = AwsCredential {
-                key_id: format!("key{count}"),
-                secret_key: "secret".to_owned(),
-                token: None,
-            };
-            Ok((credential, self.valid_for.map(|valid| SystemTime::now() + valid)))
-        }
-    }
-
-    async fn key_id(cached: &Cached<Counting>) -> object_store::Result<String> {
-        Ok(cached.get_credential().await?.key_id.clone())
-    }
-
-    #[tokio::test]
-    async fn credentials_are_kept_until_shortly_before_they_expire() {
-        for (valid_for, expected) in [(None, "key1"), (Some(3600), "key1"), (Some(200), "key2")] {
-            let cached = Cached::new(Counting {
-                valid_for: valid_for.map(Duration::from_secs),
-                ..Counting::default()
-            });
-            key_id(&cached).await.unwrap();
-            assert_eq!(key_id(&cached).await.unwrap(), expected, "{valid_for:?}");
-        }
-    }
-
-    #[tokio::test]
-    async fn what_still_holds_outlasts_the_token_services_trouble() {
-        let source = |seconds| Counting {
-            valid_for: Some(Duration::from_secs(seconds)),
-            fails_after: Some(1),
-            ..Counting::default()
-        };
-        let cached = Cached::new(source(200));
-        key_id(&cached).await.unwrap();
-        assert_eq!(key_id(&cached).await.unwrap(), "key1");
-        let cached = Cached::new(source(0));
-        key_id(&cached).await.unwrap();
-        assert!(key_id(&cached).await.is_err());
-    }
-
-    #[tokio::test]
-    async fn credentials_that_are_refused_are_fetched_again_unless_new() {
-        let cached = Cached::new(Counting::default());
-        key_id(&cached).await.unwrap();
-        assert!(cached.renew().await, "somebody else has just fetched them");
-        assert_eq!(key_id(&cached).await.unwrap(), "key1");
-        let past = |by| Instant::now().checked_sub(by).unwrap();
-        cached.fetched.lock().await.as_mut().unwrap().at = past(Duration::from_secs(5));
-        assert!(!cached.renew().await, "new ones that are refused are wrong");
-        cached.fetched.lock().await.as_mut().unwrap().at = past(NEW);
-        assert!(cached.renew().await);
-        assert_eq!(key_id(&cached).await.unwrap(), "key2");
-    }
-
-    #[tokio::test]
-    async fn debug_holds_no_secret() {
-        let cached = Cached::new(Counting::default());
-        key_id(&cached).await.unwrap();
-        assert!(!format!("{cached:?}").contains("secret"));
     }
 }

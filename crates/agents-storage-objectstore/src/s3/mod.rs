@@ -16,10 +16,11 @@ use object_store::{
 };
 use serde::{Deserialize, Serialize};
 
-use self::credentials::{Cached, Chain, Keys as SecretKeys};
+use self::credentials::{Chain, Keys as SecretKeys};
 use crate::cloud::{
     CloudStorage, Keys, Renew, Service, SignedUploads,
     config::{cloud_config, refused, text},
+    credentials::Cached,
     layout::Root,
     sweep::{Authorize, XmlSweep},
 };
@@ -119,6 +120,9 @@ impl S3Config {
                 .bucket
                 .chars()
                 .all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
+        if self.bucket.is_empty() {
+            return Err(Error::invalid("bucket is missing: set it to the name of a bucket"));
+        }
         if !named {
             return Err(Error::invalid(format!(
                 "bucket {:?} must be the name of a bucket: letters, digits, '-', '.' and '_'",
@@ -253,7 +257,11 @@ impl Factory for S3Factory {
                     (Arc::<Cached<_>>::clone(&cached), cached)
                 }
                 _ => {
-                    let cached = Arc::new(Cached::new(Chain::new(config.profile.clone(), region.clone())));
+                    let cached = Arc::new(Cached::new(Chain::new(
+                        config.profile.clone(),
+                        region.clone(),
+                        &common,
+                    )?));
                     (Arc::<Cached<_>>::clone(&cached), cached)
                 }
             };

@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, request::Parts};
 
-use super::proxy::{Proxy, forward};
+use super::proxy::{Proxy, Serve, forward};
 
 const PART_MIN: usize = 5 << 20;
 
@@ -31,13 +31,17 @@ struct Upload {
 
 /// Starts it before the server at this address.
 pub async fn start(target: &str) -> Proxy {
+    Proxy::serving(before(target)).await
+}
+
+/// What stands before the server at this address.
+pub fn before(target: &str) -> Serve {
     let authority = target.strip_prefix("http://").unwrap().trim_end_matches('/').to_owned();
     let uploads = Arc::new(Mutex::new(Uploads::default()));
-    Proxy::serving(Arc::new(move |parts, body| {
+    Arc::new(move |parts, body| {
         let (authority, uploads) = (authority.clone(), Arc::clone(&uploads));
         Box::pin(async move { serve(&authority, &uploads, parts, body).await })
-    }))
-    .await
+    })
 }
 
 async fn serve(

@@ -5,5 +5,6 @@
 
 pub mod bucket;
 pub mod gcs_xml;
+pub mod internet;
 pub mod proxy;
 pub mod servers;

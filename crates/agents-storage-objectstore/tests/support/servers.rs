@@ -119,6 +119,26 @@ pub fn prefix() -> String {
     format!("tests/{}", uuid::Uuid::now_v7().simple())
 }
 
+/// Temporary credentials of MinIO, by Amazon's own client, for what a policy allows or for everything.
+pub fn assume(policy: Option<&Value>) -> Value {
+    let mut command = std::process::Command::new("python3");
+    command
+        .args("-m awscli sts assume-role --output json --role-session-name agents".split(' '))
+        .args(["--role-arn", "arn:aws:iam::111111111111:role/agents"])
+        .args(["--endpoint-url", &variable("AGENTS_TEST_MINIO")])
+        .env("PYTHONPATH", variable("AGENTS_TEST_AWS_PYTHONPATH"))
+        .env("AWS_ACCESS_KEY_ID", variable("AGENTS_TEST_MINIO_KEY"))
+        .env("AWS_SECRET_ACCESS_KEY", variable("AGENTS_TEST_MINIO_SECRET"))
+        .env("AWS_CA_BUNDLE", variable("AGENTS_TEST_MINIO_CA"))
+        .env("AWS_DEFAULT_REGION", "us-east-1");
+    if let Some(policy) = policy {
+        command.args(["--policy", &policy.to_string()]);
+    }
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice::<Value>(&output.stdout).unwrap()["Credentials"].clone()
+}
+
 /// Storage for the conformance suite.
 pub async fn fixture(server: Server) -> Result<StorageFixture, Box<dyn Error>> {
     let mut one = json!({ "prefix": prefix() });
