@@ -202,8 +202,9 @@ async fn the_main_process_starts_once_and_everything_ends_with_it() {
     assert_eq!(sandbox.state().await, ContainerState::Created);
     let early = sandbox.exec(shell("true")).await;
     assert_eq!(early.unwrap_err().kind(), ErrorKind::Conflict, "exec before the start");
-    let mut session = connection.start(StartOptions::new(), Arc::new(Quiet)).await.unwrap();
+    let (mut session, mut afterwards) = connection.start(StartOptions::new(), Arc::new(Quiet)).await.unwrap();
     assert_eq!(first_line(&mut session).await, "container /output");
+    assert!(afterwards.connection().is_none(), "it is in use");
     assert_eq!(sandbox.state().await, ContainerState::Running);
     // A further process ends with the main one, and says so.
     let (other, _child) = sandbox.enter(&exec_command());
@@ -217,9 +218,13 @@ async fn the_main_process_starts_once_and_everything_ends_with_it() {
     assert_eq!(sandbox.state().await, ContainerState::Exited);
     let late = sandbox.exec(shell("true")).await;
     assert_eq!(late.unwrap_err().kind(), ErrorKind::Conflict, "exec after the end");
-    // What it left is there, and nothing goes on writing.
+    // What it left is there, over the connection that there is already and by a further one, and nothing goes on writing.
     let first = sandbox.read("/output", false).await.unwrap();
     assert_eq!(content(&first, "output/r"), "result\n");
+    let over_connection = afterwards.connection().unwrap().read_path("/output").await.unwrap();
+    let over_connection: Vec<Bytes> = over_connection.try_collect().await.unwrap();
+    assert_eq!(over_connection.concat(), first);
+    assert!(afterwards.connection().is_none(), "it was given away");
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(
         content(&sandbox.read("/output", true).await.unwrap(), "output/left"),
@@ -254,7 +259,7 @@ async fn the_deadline_of_the_main_process_kills_everything() {
         .await
         .unwrap();
     let options = StartOptions::new().with_deadline(Some(Duration::from_secs(1)));
-    let session = connection.start(options, Arc::new(Quiet)).await.unwrap();
+    let (session, _) = connection.start(options, Arc::new(Quiet)).await.unwrap();
     assert_eq!(to_the_end(session).await.1, Exit::Deadline);
     let first = sandbox.read("/output", false).await.unwrap();
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -320,7 +325,7 @@ async fn the_limit_on_open_files_holds_for_all() {
         .prepare(SpawnRequest::new(shell("ulimit -S -n; ulimit -H -n")))
         .await
         .unwrap();
-    let session = connection.start(StartOptions::new(), Arc::new(Quiet)).await.unwrap();
+    let (session, _) = connection.start(StartOptions::new(), Arc::new(Quiet)).await.unwrap();
     assert_eq!(to_the_end(session).await.0, b"40\n40\n");
 }
 
@@ -435,7 +440,7 @@ async fn a_main_process_outlives_its_client_only_when_told_to() {
             .enable_all()
             .build()
             .unwrap();
-        let session = runtime
+        let (session, _afterwards) = runtime
             .spawn(connection.start(options, Arc::new(Quiet)))
             .await
             .unwrap()

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
     time::Duration,
 };
@@ -74,8 +75,22 @@ impl DockerRuntime {
     ///
     /// `ConfigInvalid` or `NotFound` that names the key, for a context, host or certificate that cannot be used.
     pub async fn connect(config: DockerConfig) -> Result<Self> {
-        let engine = Arc::new(Engine::new(&config)?);
-        let images = Images::new(&config);
+        Self::over(&config, None).await
+    }
+
+    /// As [`connect`](Self::connect), and keeps what the engine says of itself in a folder, which is made when needed. So the
+    /// next process need not ask as long as the engine's version, its socket and the boot are the same, for an hour at most.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](Self::connect).
+    pub async fn connect_with_memory(config: DockerConfig, folder: impl Into<PathBuf>) -> Result<Self> {
+        Self::over(&config, Some(folder.into())).await
+    }
+
+    async fn over(config: &DockerConfig, folder: Option<PathBuf>) -> Result<Self> {
+        let engine = Arc::new(Engine::new(config, folder)?);
+        let images = Images::new(config);
         let _ = timeout(FIRST_QUESTION, engine.facts()).await;
         Ok(Self {
             inner: Arc::new(Inner {
@@ -237,7 +252,8 @@ impl ContainerRuntime for DockerRuntime {
     }
 
     async fn check_availability(&self) -> Result<Availability> {
-        Ok(match self.engine().facts().await {
+        // What other processes were told may be old.
+        Ok(match self.engine().check().await {
             Ok(facts) => facts.availability(&self.engine().endpoint().to_string()),
             Err(error) => {
                 let report = error.report();
@@ -303,7 +319,8 @@ impl ContainerRuntime for DockerRuntime {
         let news = known.news(&self.inner.engine).await?;
         let judge = EngineJudge::new(Arc::clone(&self.inner.engine), known.id.clone(), said, news);
         let options = StartOptions::new().with_deadline(request.deadline);
-        let session = connection.start(options, Arc::new(judge)).await?;
+        let (session, afterwards) = connection.start(options, Arc::new(judge)).await?;
+        *known.afterwards.lock().unwrap_or_else(PoisonError::into_inner) = Some(afterwards);
         Ok(session.map_events(move |event| {
             if matches!(event, Ok(ExecEvent::Exit(_))) {
                 known.with_phase(|phase| *phase = Phase::Ended);
@@ -320,7 +337,15 @@ impl ContainerRuntime for DockerRuntime {
     }
 
     async fn copy_from(&self, request: CopyFromRequest) -> Result<ByteStream> {
-        let command = agents_guest::read_command(absolute(&request.path)?, request.quiesce);
+        let path = absolute(&request.path)?;
+        if let Some(connection) = self.locate(&request.container.id).await?.connection() {
+            match connection.read_path(path).await {
+                // The engine may know why.
+                Err(error) if error.kind() == ErrorKind::Unavailable => {}
+                read => return read,
+            }
+        }
+        let command = agents_guest::read_command(path, request.quiesce);
         let (_, connection, said, _) = self.guest(&request.container.id, command).await?;
         connection.read().await.map_err(|error| explain(error, &said))
     }

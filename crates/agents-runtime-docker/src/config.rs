@@ -162,8 +162,9 @@ impl Factory for DockerFactory {
         config.check()
     }
 
-    async fn build(config: DockerConfig, _: &BuildContext) -> Result<Arc<dyn ContainerRuntime>> {
-        Ok(Arc::new(DockerRuntime::connect(config).await?))
+    async fn build(config: DockerConfig, context: &BuildContext) -> Result<Arc<dyn ContainerRuntime>> {
+        let runtime = DockerRuntime::connect_with_memory(config, context.data_dir.join("docker")).await?;
+        Ok(Arc::new(runtime))
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use agents_core::{ContainerStats, Result};
-use agents_guest::Connection;
+use agents_guest::{Afterwards, Connection};
 use tokio::sync::OnceCell;
 
 use crate::{
@@ -29,6 +29,8 @@ pub(crate) struct Known {
     /// When what was created, and how much CPU time it had used when it was last asked.
     reading: Mutex<Reading>,
     pub(crate) published: Mutex<Option<Published>>,
+    /// The connection that the main process was started over from here.
+    pub(crate) afterwards: Mutex<Option<Afterwards>>,
     watch: OnceCell<Watch>,
 }
 
@@ -67,6 +69,7 @@ impl Known {
                 last: None,
             }),
             published: Mutex::new(None),
+            afterwards: Mutex::new(None),
             watch: OnceCell::new_with(watch),
         })
     }
@@ -75,6 +78,12 @@ impl Known {
     pub(crate) async fn news(&self, engine: &Arc<Engine>) -> Result<News> {
         let watch = self.watch.get_or_try_init(|| Watch::open(engine, &self.id)).await?;
         Ok(watch.news())
+    }
+
+    /// The connection to the first process, when nothing else is carried over it any more.
+    pub(crate) fn connection(&self) -> Option<Connection> {
+        let mut afterwards = self.afterwards.lock().unwrap_or_else(PoisonError::into_inner);
+        afterwards.as_mut().and_then(Afterwards::connection)
     }
 
     /// Looks at the phase, or changes it.

@@ -3,12 +3,13 @@
 use std::{
     collections::{BTreeMap, HashMap},
     future::Future,
+    path::PathBuf,
     pin::Pin,
     sync::Arc,
     time::Duration,
 };
 
-use agents_core::{Error, ErrorKind, Result};
+use agents_core::{Error, ErrorKind, Problem, Result};
 use bollard::{
     API_DEFAULT_VERSION, BollardRequest, Docker, body_full,
     container::LogOutput,
@@ -33,8 +34,9 @@ use crate::{
     DockerConfig,
     endpoint::{Endpoint, Environment},
     error,
-    facts::{Facts, Info, Standing, Version},
+    facts::{Facts, Standing, Version},
     inspect::{Image, Inspected, Listed},
+    memory::{Memory, Said},
     transport::Transport,
 };
 
@@ -56,11 +58,12 @@ pub(crate) struct Engine {
     deadline: Duration,
     standing: Standing,
     facts: OnceCell<Facts>,
+    memory: Option<Memory>,
 }
 
 impl Engine {
-    /// Prepares to speak to the engine that the configuration names.
-    pub(crate) fn new(config: &DockerConfig) -> Result<Self> {
+    /// Prepares to speak to the engine that the configuration names. What it says of itself is kept in the folder.
+    pub(crate) fn new(config: &DockerConfig, folder: Option<PathBuf>) -> Result<Self> {
         config.check()?;
         let endpoint = Endpoint::find(config, &Environment::OWN)?;
         let transport = Arc::new(Transport::new(&endpoint)?);
@@ -86,6 +89,7 @@ impl Engine {
             deadline,
             standing,
             facts: OnceCell::new(),
+            memory: folder.map(Memory::new),
         })
     }
 
@@ -110,20 +114,67 @@ impl Engine {
         self.facts.get()
     }
 
-    /// What is known of the engine; it is asked the first time.
+    /// What is known of the engine; it is asked the first time, unless what it said to another process still holds.
     pub(crate) async fn facts(&self) -> Result<&Facts> {
         self.facts
             .get_or_try_init(|| async {
-                let version: Version = self.get("cannot ask the engine for its version", "/version").await?;
-                let unusable = |problem: agents_core::Problem| {
-                    Error::unsupported(format!("{}; {}", problem.reason, problem.remedy))
-                };
-                let api = version.negotiate().map_err(unusable)?;
-                self.transport.use_version(&format!("1.{api}"));
-                let info: Info = self.get("cannot ask the engine what it can do", "/info").await?;
-                Facts::new(&version, api, info, &self.standing).map_err(unusable)
+                if let Some(memory) = &self.memory {
+                    let signature = self.signature().await?;
+                    if let Some(said) = memory.recall(&self.endpoint, &signature) {
+                        let facts = Facts::new(&said, &self.standing).map_err(unusable)?;
+                        self.transport.use_version(&format!("1.{}", facts.api));
+                        return Ok(facts);
+                    }
+                }
+                self.ask_anew().await
             })
             .await
+    }
+
+    /// Asks the engine in any case.
+    pub(crate) async fn check(&self) -> Result<Facts> {
+        let facts = self.ask_anew().await?;
+        // Whoever has found out the same meanwhile is as right.
+        let _ = self.facts.set(facts.clone());
+        Ok(facts)
+    }
+
+    /// Asks the engine what it is and can do, and keeps it for the next process.
+    async fn ask_anew(&self) -> Result<Facts> {
+        let version: Version = self.get("cannot ask the engine for its version", "/version").await?;
+        let api = version.negotiate().map_err(unusable)?;
+        self.transport.use_version(&format!("1.{api}"));
+        let info = self.get("cannot ask the engine what it can do", "/info").await?;
+        let said = Said {
+            at: jiff::Timestamp::now(),
+            version,
+            info,
+        };
+        let facts = Facts::new(&said, &self.standing).map_err(unusable)?;
+        if let Some(memory) = &self.memory {
+            memory.keep(&self.endpoint, &self.signature().await?, &said);
+        }
+        Ok(facts)
+    }
+
+    /// What changes with the engine's version, for which nothing else is asked.
+    async fn signature(&self) -> Result<String> {
+        let what = "cannot reach the engine";
+        let answer = self.call(what, self.ask("/_ping")).await?;
+        let status = answer.status().as_u16();
+        let word = |name: &str| {
+            let value = answer.headers().get(name);
+            value
+                .and_then(|value| value.to_str().ok())
+                .unwrap_or_default()
+                .to_owned()
+        };
+        let signature = format!("{} {}", word("server"), word("api-version"));
+        if status == 200 {
+            return Ok(signature);
+        }
+        let body = self.call(what, whole_body(answer)).await?;
+        Err(error::answered(what, status, &message(&body)))
     }
 
     /// Gives a call its deadline, and its error a kind.
@@ -346,6 +397,11 @@ impl Engine {
             .body(body_full(Bytes::new()));
         self.transport.request(request.map_err(EngineError::from)?).await
     }
+}
+
+/// Why an engine cannot be used.
+fn unusable(problem: Problem) -> Error {
+    Error::unsupported(format!("{}; {}", problem.reason, problem.remedy))
 }
 
 async fn whole_body(answer: Response<Incoming>) -> Result<Bytes, EngineError> {

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use agents_core::{Availability, Problem, RuntimeCapabilities, Support};
 use agents_guest::GVISOR;
 use jiff::Timestamp;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use crate::null_as_default;
+use crate::{memory::Said, null_as_default};
 
 /// The oldest API that is spoken: 20.10.
 const OLDEST_API: u32 = 41;
@@ -16,7 +16,7 @@ const OLDEST_API: u32 = 41;
 const NEWEST_API: u32 = 53;
 
 /// `GET /version`.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub(crate) struct Version {
     #[serde(deserialize_with = "null_as_default")]
@@ -61,7 +61,7 @@ impl Version {
 }
 
 /// `GET /info`, of which a field that an engine leaves out means "no".
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub(crate) struct Info {
     memory_limit: bool,
@@ -94,7 +94,7 @@ pub(crate) struct Info {
     system_time: Option<Timestamp>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 struct EngineRuntime {
     #[serde(deserialize_with = "null_as_default")]
@@ -138,7 +138,9 @@ pub(crate) struct Standing {
 
 impl Facts {
     /// Draws the conclusions.
-    pub(crate) fn new(version: &Version, api: u32, info: Info, standing: &Standing) -> Result<Self, Problem> {
+    pub(crate) fn new(said: &Said, standing: &Standing) -> Result<Self, Problem> {
+        let Said { at, version, info } = said;
+        let api = version.negotiate()?;
         if info.os_type != "linux" {
             return Err(Problem::new(
                 format!("the engine runs containers of {:?}", info.os_type),
@@ -178,7 +180,7 @@ impl Facts {
             swap_limit: info.swap_limit,
             clock_offset: info
                 .system_time
-                .map_or(0.0, |theirs| theirs.duration_since(Timestamp::now()).as_secs_f64()),
+                .map_or(0.0, |theirs| theirs.duration_since(*at).as_secs_f64()),
             cgroup_v1: info.cgroup_version != "2",
             classes,
             default_class,
@@ -206,7 +208,7 @@ impl Facts {
         let of_runtime = |name: &str| {
             let runtime = info.runtimes.get(name);
             let gvisor = runtime.is_some_and(|runtime| is_gvisor(name, runtime));
-            let capabilities = capabilities(&info, &facts, standing, option("seccomp"), gvisor);
+            let capabilities = capabilities(info, &facts, standing, option("seccomp"), gvisor);
             if !runtime.is_some_and(ignores_profiles) {
                 return capabilities;
             }
@@ -411,7 +413,15 @@ mod tests {
     };
 
     fn facts(info: &str, standing: Standing) -> Facts {
-        Facts::new(&Version::default(), 41, serde_json::from_str(info).unwrap(), &standing).unwrap()
+        let said = Said {
+            at: Timestamp::now(),
+            version: Version {
+                api_version: "1.41".to_owned(),
+                ..Version::default()
+            },
+            info: serde_json::from_str(info).unwrap(),
+        };
+        Facts::new(&said, &standing).unwrap()
     }
 
     #[test]

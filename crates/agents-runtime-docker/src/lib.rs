@@ -16,6 +16,7 @@ mod ignore;
 mod image;
 mod inspect;
 mod judge;
+mod memory;
 mod ports;
 mod program;
 mod provision;

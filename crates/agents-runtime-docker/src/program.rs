@@ -61,16 +61,21 @@ impl Access {
     }
 }
 
-/// Makes sure that the volume is there and filled, and says where the file of hosts is on the engine's host. The image is
-/// any that is on the engine.
+/// Where the file of hosts is on the engine's host, when the volume is there and filled.
+pub(crate) async fn find(engine: &Engine, access: Access) -> Result<Option<String>> {
+    let volumes = engine.volumes(&format!("{LABEL}={PROGRAM_SHA256}")).await?;
+    let place = volumes.get(&access.volume());
+    Ok(place
+        .filter(|_| volumes.contains_key(&access.complete()))
+        .map(|place| format!("{place}/{HOSTS_NAME}")))
+}
+
+/// Makes sure that the volume is there and filled, and says the same. The image is any that is on the engine.
 pub(crate) async fn ensure(engine: Arc<Engine>, access: Access, image: String) -> Result<String> {
     let begun = tokio::time::Instant::now();
     loop {
-        let volumes = engine.volumes(&format!("{LABEL}={PROGRAM_SHA256}")).await?;
-        if volumes.contains_key(&access.complete())
-            && let Some(place) = volumes.get(&access.volume())
-        {
-            return Ok(format!("{place}/{HOSTS_NAME}"));
+        if let Some(hosts) = find(&engine, access).await? {
+            return Ok(hosts);
         }
         let filler = format!("{}-fill", access.volume());
         match engine.create(Some(&filler), filling(access, &image)).await {

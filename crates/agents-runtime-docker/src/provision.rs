@@ -120,19 +120,25 @@ impl Attempt {
                 })?),
                 None => engine.standing().runtime.clone(),
             };
-        let image = inner.images.resolve(engine, &self.request).await?;
+        let gvisor = facts.is_gvisor(runtime.as_deref());
+        let access = Access::of_kernel(gvisor);
+        let (image, looked) = tokio::join!(
+            inner.images.resolve(engine, &self.request),
+            self.look_for_program(access)
+        );
+        let image = image?;
+        looked?;
         if self.request.security.user.is_none() {
             self.request.security.user = inner.user_of(&image).await?;
         }
         let mut plan = Plan::new(&self.request, Some(&image.config.user))?;
         let main = self.request.process.is_some();
-        let gvisor = facts.is_gvisor(runtime.as_deref());
         if gvisor {
             plan = plan.on_gvisor();
         }
         let mut again = false;
         loop {
-            let hosts = self.ensure_program(Access::of_kernel(gvisor), &image.id).await?;
+            let hosts = self.ensure_program(access, &image.id).await?;
             let hidden = inner.hidden_volumes.load(Ordering::Relaxed);
             let setting = Setting {
                 image: &image,
@@ -227,6 +233,17 @@ impl Attempt {
             connection.prepare(SpawnRequest::new(process.clone())).await?;
         }
         Ok(report)
+    }
+
+    /// Looks whether the guest program is on the engine, for which no image is needed.
+    async fn look_for_program(&self, access: Access) -> Result<()> {
+        let mut there = self.inner.program.lock().await;
+        if !there.contains_key(&access)
+            && let Some(hosts) = program::find(&self.inner.engine, access).await?
+        {
+            there.insert(access, hosts);
+        }
+        Ok(())
     }
 
     /// Makes sure that the guest program is on the engine, and says where the file of hosts beside it is there.

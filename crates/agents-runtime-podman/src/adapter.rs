@@ -14,7 +14,8 @@ use agents_core::{
     ExecSession, Problem, Provisioned, Result, RuntimeCapabilities, StartRequest,
 };
 use agents_guest::{
-    Plan, SpawnRequest, StartOptions, container_info, exec_command, read_command, status_command, write_command,
+    Afterwards, Plan, SpawnRequest, StartOptions, container_info, exec_command, read_command, status_command,
+    write_command,
 };
 use async_trait::async_trait;
 
@@ -50,6 +51,8 @@ pub struct PodmanRuntime {
     volumes: Volumes,
     engine: RwLock<Option<Arc<Engine>>>,
     waiting: Mutex<HashMap<ContainerId, Waiting>>,
+    /// The connections that main processes were started over.
+    started: Mutex<HashMap<ContainerId, Afterwards>>,
     readings: Mutex<HashMap<ContainerId, (Instant, f64)>>,
     ports: Mutex<HashMap<ContainerId, Ports>>,
 }
@@ -89,6 +92,7 @@ impl PodmanRuntime {
             config,
             engine: RwLock::new(None),
             waiting: Mutex::default(),
+            started: Mutex::default(),
             readings: Mutex::default(),
             ports: Mutex::default(),
         })
@@ -372,7 +376,12 @@ impl ContainerRuntime for PodmanRuntime {
         };
         let judge = self.judge(id, &waiting.attached, waiting.group);
         let options = StartOptions::new().with_deadline(request.deadline);
-        waiting.attached.connection.start(options, judge).await
+        let (session, afterwards) = waiting.attached.connection.start(options, judge).await?;
+        self.started
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(id.clone(), afterwards);
+        Ok(session)
     }
 
     async fn exec(&self, request: ExecRequest) -> Result<ExecSession> {
@@ -393,6 +402,19 @@ impl ContainerRuntime for PodmanRuntime {
 
     async fn copy_from(&self, request: CopyFromRequest) -> Result<ByteStream> {
         absolute(&request.path)?;
+        let connection = self
+            .started
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_mut(&request.container.id)
+            .and_then(Afterwards::connection);
+        if let Some(connection) = connection {
+            match connection.read_path(&request.path).await {
+                // The engine may know why.
+                Err(error) if error.kind() == ErrorKind::Unavailable => {}
+                read => return read,
+            }
+        }
         let command = read_command(&request.path, request.quiesce);
         let attached = self.guest(&request.container.id, &command).await?;
         attached.connection.read().await
@@ -476,6 +498,7 @@ impl ContainerRuntime for PodmanRuntime {
 
     async fn destroy(&self, id: &ContainerId) -> Result<()> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.started.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
         self.ports.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
         self.readings.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
         self.client

@@ -376,6 +376,36 @@ async fn a_copy_that_is_cut_says_so(bench: Bench) {
     bench.destroy_all().await;
 }
 
+/// Each call takes time of every run: what a run has made comes over the connection that is there already.
+async fn twenty_artifacts_cost_no_more_than_one(bench: Bench) {
+    let mut counts = Vec::new();
+    for files in [0, 1, 20] {
+        let before = bench.proxy.calls().len();
+        let script = format!("i=0; while [ $i -lt {files} ]; do echo $i > /output/$i; i=$((i + 1)); done");
+        let request = bench.request().with_process(Some(Process::new(["sh", "-c", &script])));
+        let container = bench
+            .runtime
+            .provision_verified(request)
+            .await
+            .expect("a container")
+            .handle;
+        let session = bench.runtime.start(StartRequest::new(container.clone())).await;
+        assert_eq!(end_of(session.expect("a session")).await, Exit::Exited { code: 0 });
+        let copy = CopyFromRequest::new(container.clone(), "/output").with_quiesce(true);
+        let chunks: Vec<_> = bench.runtime.copy_from(copy).await.expect("a stream").collect().await;
+        let archive: Vec<_> = chunks.into_iter().flat_map(|chunk| chunk.expect("a chunk")).collect();
+        let entries = tar::Archive::new(&archive[..]).entries().expect("an archive").count();
+        assert_eq!(entries, 1 + files, "the folder and its files");
+        bench.runtime.destroy(&container.id).await.expect("a removal");
+        let calls = bench.proxy.calls()[before..].to_vec();
+        assert!(!calls.iter().any(|call| call.contains("exec")), "{calls:?}");
+        counts.push(calls.len());
+    }
+    // The image, create, attach, start, inspect, remove.
+    assert_eq!(counts, [6; 3]);
+    bench.nothing_is_left().await;
+}
+
 fn main() -> ExitCode {
     let url = variables::variable("AGENTS_TEST_PODMAN", "podman");
     let image = variables::variable("AGENTS_TEST_ENGINE_IMAGE", "podman");
@@ -422,6 +452,7 @@ fn main() -> ExitCode {
         somebody_else_removes_the_container,
         an_engine_that_hangs_costs_a_deadline,
         a_copy_that_is_cut_says_so,
+        twenty_artifacts_cost_no_more_than_one,
     ];
     trials.extend(
         cases

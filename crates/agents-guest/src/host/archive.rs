@@ -11,6 +11,13 @@ use super::{
 };
 use crate::protocol::{FromGuest, MAX_PAYLOAD, ToGuest};
 
+/// Asks the first process for a path.
+pub(super) async fn read_path(mut connection: Connection, path: &str) -> Result<ByteStream> {
+    // When it does not listen any more, it does not answer either.
+    let _ = connection.say(&ToGuest::Read(path.to_owned())).await;
+    read(connection).await
+}
+
 pub(super) async fn read(mut connection: Connection) -> Result<ByteStream> {
     let first = next_chunk(&mut connection).await?;
     let rest = stream::unfold(Some(connection), |connection| async move {

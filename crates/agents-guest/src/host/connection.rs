@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 
-use super::{Judge, SpawnRequest, StartOptions, archive, session, tunnel};
+use super::{Afterwards, Judge, SpawnRequest, StartOptions, archive, session, tunnel};
 use crate::{
     Report,
     protocol::{Failure, FailureKind, FromGuest, HEADER, Header, Malformed, State, ToGuest, join},
@@ -105,8 +105,17 @@ impl Connection {
     ///
     /// `Conflict` when the main process has started already, or there is none. A command that cannot be executed is not an
     /// error but the session's exit, and so is a connection that breaks.
-    pub async fn start(self, options: StartOptions, judge: Arc<dyn Judge>) -> Result<ExecSession> {
+    pub async fn start(self, options: StartOptions, judge: Arc<dyn Judge>) -> Result<(ExecSession, Afterwards)> {
         session::start(self, options, judge).await
+    }
+
+    /// The archive of a path from `init`, over the connection of [`Afterwards`]; otherwise as [`read`](Self::read).
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` when the path does not exist, `Conflict` when the main process has not ended yet.
+    pub async fn read_path(self, path: &str) -> Result<ByteStream> {
+        archive::read_path(self, path).await
     }
 
     /// Starts a further process, over a connection to `exec`. The session is as that of [`start`](Self::start); what the
@@ -149,17 +158,21 @@ impl Connection {
 
     /// Says something, and hears the answer.
     pub(super) async fn ask(&mut self, message: &ToGuest) -> Result<FromGuest<Bytes>> {
-        let mut bytes = Vec::new();
-        message.encode(&mut bytes);
         // When it does not listen any more, it has said why.
-        let sent = match self.writer.write_all(&bytes).await {
-            Ok(()) => self.writer.flush().await,
-            broken => broken,
-        };
+        let sent = self.say(message).await;
         match (self.messages.expect().await, sent) {
             (Err(error), Err(cause)) if std::error::Error::source(&error).is_none() => Err(error.with_source(cause)),
             (answer, _) => answer,
         }
+    }
+}
+
+impl Connection {
+    pub(super) async fn say(&mut self, message: &ToGuest) -> std::io::Result<()> {
+        let mut bytes = Vec::new();
+        message.encode(&mut bytes);
+        self.writer.write_all(&bytes).await?;
+        self.writer.flush().await
     }
 }
 

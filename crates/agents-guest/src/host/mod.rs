@@ -1,5 +1,6 @@
 //! The host's side of the protocol.
 
+mod afterwards;
 mod archive;
 mod connection;
 mod exit;
@@ -8,6 +9,7 @@ mod pump;
 mod session;
 mod tunnel;
 
+pub use afterwards::Afterwards;
 pub use connection::Connection;
 pub use judge::{Judge, Quiet};
 pub use session::{SpawnRequest, StartOptions};

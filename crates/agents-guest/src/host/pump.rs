@@ -9,7 +9,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use super::{Judge, connection::Messages, exit::exit_of, session::Shared};
+use super::{Judge, afterwards::Handover, connection::Messages, exit::exit_of, session::Shared};
 use crate::protocol::{FromGuest, INPUT_WINDOW, ToGuest};
 
 /// How long the program may take to end a process tree, while somebody reads. One that was stopped from inside, or that
@@ -22,6 +22,8 @@ pub(super) struct Pump {
     events: mpsc::Sender<ExecEvent>,
     judge: Arc<dyn Judge>,
     deadline: Option<Instant>,
+    /// Whoever takes the connection over after a regular end.
+    handover: Option<Handover>,
     killing: bool,
     grace: Duration,
 }
@@ -33,6 +35,7 @@ impl Pump {
         events: mpsc::Sender<ExecEvent>,
         judge: Arc<dyn Judge>,
         deadline: Option<Instant>,
+        handover: Option<Handover>,
     ) -> Self {
         Self {
             messages,
@@ -40,6 +43,7 @@ impl Pump {
             events,
             judge,
             deadline,
+            handover,
             killing: false,
             grace: GRACE,
         }
@@ -49,7 +53,10 @@ impl Pump {
     pub(super) async fn run(mut self) {
         let exit = match self.pass_on().await {
             Ok(exit) => exit,
-            Err(reason) => self.judge.lost(reason).await,
+            Err(reason) => {
+                self.handover = None;
+                self.judge.lost(reason).await
+            }
         };
         let exit = match self.shared.reason() {
             Some(KillReason::Deadline) => Exit::Deadline,
@@ -58,6 +65,9 @@ impl Pump {
             None => self.judge.failed(exit).await,
         };
         self.shared.close();
+        if let Some(handover) = self.handover {
+            handover.give(self.messages).await;
+        }
         let _ = self.events.send(ExecEvent::Exit(exit)).await;
     }
 

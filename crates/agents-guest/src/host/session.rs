@@ -14,12 +14,13 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use tokio::{
     io::AsyncWriteExt,
-    sync::{Notify, Semaphore, mpsc},
+    sync::{Notify, Semaphore, mpsc, oneshot},
     time::Instant,
 };
 
 use super::{
-    Connection, Judge,
+    Afterwards, Connection, Judge,
+    afterwards::Handover,
     connection::{Writing, failed},
     exit::exit_of,
     pump::Pump,
@@ -103,16 +104,23 @@ impl StartOptions {
     }
 }
 
-pub(super) async fn start(connection: Connection, options: StartOptions, judge: Arc<dyn Judge>) -> Result<ExecSession> {
+pub(super) async fn start(
+    connection: Connection,
+    options: StartOptions,
+    judge: Arc<dyn Judge>,
+) -> Result<(ExecSession, Afterwards)> {
     let order = ToGuest::Start {
         outlives_client: options.outlives_client,
     };
-    begin(connection, order, options.deadline, judge).await
+    let (handover, give_writer, afterwards) = Handover::new();
+    let kept = Some((handover, give_writer));
+    let session = begin(connection, order, options.deadline, judge, kept).await?;
+    Ok((session, afterwards))
 }
 
 pub(super) async fn spawn(connection: Connection, request: SpawnRequest, judge: Arc<dyn Judge>) -> Result<ExecSession> {
     let deadline = request.deadline;
-    begin(connection, ToGuest::Spawn(request.into_spawn()), deadline, judge).await
+    begin(connection, ToGuest::Spawn(request.into_spawn()), deadline, judge, None).await
 }
 
 async fn begin(
@@ -120,6 +128,7 @@ async fn begin(
     order: ToGuest,
     deadline: Option<Duration>,
     judge: Arc<dyn Judge>,
+    kept: Option<(Handover, oneshot::Sender<Writing>)>,
 ) -> Result<ExecSession> {
     let deadline = deadline.map(|deadline| Instant::now() + deadline);
     let until = Instant::now() + START;
@@ -147,10 +156,18 @@ async fn begin(
         }
     };
     let (outbox, to_write) = mpsc::unbounded_channel();
-    tokio::spawn(write_out(connection.writer, to_write));
+    let (handover, give_writer) = kept.unzip();
+    tokio::spawn(write_out(connection.writer, to_write, give_writer));
     let shared = Arc::new(Shared::new(outbox, tty));
     let (events, mut received) = mpsc::channel(AHEAD);
-    let pump = Pump::new(connection.messages, Arc::clone(&shared), events, judge, deadline);
+    let pump = Pump::new(
+        connection.messages,
+        Arc::clone(&shared),
+        events,
+        judge,
+        deadline,
+        handover,
+    );
     tokio::spawn(pump.run());
     let mut ended = false;
     let events = stream::poll_fn(move |context| {
@@ -177,9 +194,13 @@ async fn begin(
     Ok(ExecSession::new(events.boxed(), input, shared))
 }
 
-/// Writes what is sent, and closes the connection's half once nobody can send any more. It is a task of its own so that no
-/// frame is cut in two when a caller gives up waiting.
-async fn write_out(mut writer: Writing, mut messages: mpsc::UnboundedReceiver<ToGuest>) {
+/// Writes what is sent, and once nobody can send any more gives the connection's half away, or closes it when nobody takes
+/// it. It is a task of its own so that no frame is cut in two when a caller gives up waiting.
+async fn write_out(
+    mut writer: Writing,
+    mut messages: mpsc::UnboundedReceiver<ToGuest>,
+    give: Option<oneshot::Sender<Writing>>,
+) {
     let mut bytes = Vec::new();
     while let Some(message) = messages.recv().await {
         bytes.clear();
@@ -189,7 +210,13 @@ async fn write_out(mut writer: Writing, mut messages: mpsc::UnboundedReceiver<To
             return;
         }
     }
-    let _ = writer.shutdown().await;
+    let left = match give {
+        Some(give) => give.send(writer).err(),
+        None => Some(writer),
+    };
+    if let Some(mut writer) = left {
+        let _ = writer.shutdown().await;
+    }
 }
 
 /// What the session's parts have in common.

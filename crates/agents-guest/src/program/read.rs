@@ -38,7 +38,8 @@ pub(super) fn read(path: &str, quiesce: bool) -> Result<(), Fault> {
     say(&FromGuest::Done)
 }
 
-fn write_archive(path: &str, steady: bool) -> Result<(), Fault> {
+/// The path as `Data`. What is steady does not change meanwhile.
+pub(super) fn write_archive(path: &str, steady: bool) -> Result<(), Fault> {
     let top = Path::new(path);
     let name = PathBuf::from(top.file_name().unwrap_or(OsStr::new(".")));
     let stat = rustix::fs::stat(top).context(format_args!("cannot read {path}"))?;

@@ -24,7 +24,7 @@ use super::{
     failure::{Context, Fault, fault},
     first_state,
     frames::say,
-    process,
+    process, read,
     report::report,
     setup,
     streams::{Stream, Streams},
@@ -363,8 +363,30 @@ impl Server {
                     let _ = running.streams.resize(rows, columns);
                 }
             }
+            ToGuest::Read(path) if first => self.read(&path)?,
             _ => self.answer(Err(fault(FailureKind::Invalid, "this command does not take that"))),
         }
+        Ok(())
+    }
+
+    /// Says a path as an archive, for which nothing else is left to do by then: the main process has ended and everything
+    /// with it. So the engine need not run a further process to read what a run has made.
+    fn read(&mut self, path: &str) -> Result<(), Fault> {
+        if self.state != State::Exited {
+            let why = "the container's main process has not ended yet";
+            self.answer(Err(fault(FailureKind::Conflict, why)));
+            return Ok(());
+        }
+        let waits = |waits: bool| {
+            rustix::io::ioctl_fionbio(std::io::stdout(), !waits).context("cannot change how the output is written")
+        };
+        waits(true)?;
+        while !self.is_said() {
+            self.flush();
+        }
+        let written = read::write_archive(path, true);
+        waits(false)?;
+        self.answer(written);
         Ok(())
     }
 

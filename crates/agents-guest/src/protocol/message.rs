@@ -36,6 +36,8 @@ pub enum ToGuest {
         /// Characters in a line.
         columns: u16,
     },
+    /// `init`, once the main process has ended: the archive of a path. Answered by `Data` and then `Done`, or by `Failed`.
+    Read(String),
 }
 
 /// What the program says. The bytes of output are of the type that suits the reader.
@@ -229,6 +231,7 @@ mod kind {
     pub(super) const RESIZE: u8 = 0x07;
     pub(super) const PREPARE: u8 = 0x08;
     pub(super) const START: u8 = 0x09;
+    pub(super) const READ: u8 = 0x0a;
 
     pub(super) const REPORT: u8 = 0x40;
     pub(super) const DONE: u8 = 0x41;
@@ -288,6 +291,10 @@ impl ToGuest {
                 w.number(u32::from(*columns));
                 kind::RESIZE
             }
+            Self::Read(path) => {
+                w.text(path);
+                kind::READ
+            }
         };
         append(out, kind, &w.finish());
     }
@@ -316,6 +323,7 @@ impl ToGuest {
                 rows: short(&mut r)?,
                 columns: short(&mut r)?,
             },
+            kind::READ => Self::Read(r.text()?),
             other => return Err(Malformed::new(format!("the host says nothing of the kind {other}"))),
         };
         r.finish()?;
@@ -363,6 +371,7 @@ impl fmt::Debug for ToGuest {
             Self::Signal(_) => "Signal",
             Self::Kill => "Kill",
             Self::Resize { .. } => "Resize",
+            Self::Read(_) => "Read",
         })
     }
 }

@@ -13,7 +13,7 @@ pub use decoder::{Decoder, HEADER, Header, Malformed};
 pub use message::{Ended, Failure, FailureKind, FromGuest, Spawn, Started, State, Status, ToGuest};
 
 /// The version of the protocol. The program and the host are always built together; this is for people who look.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The most bytes of one frame's payload.
 pub const MAX_PAYLOAD: usize = 64 << 10;

@@ -26,7 +26,7 @@ use agents_core::{
     ByteStream, ContainerId, ContainerState, CopyFromRequest, CopyToRequest, EffectiveState, Error, ErrorKind,
     ExecRequest, ExecSession, ProvisionRequest, Result, RuntimeCapabilities, StartRequest, Support, User,
 };
-use agents_guest::{Connection, PROGRAM, PROGRAM_SHA256, Plan, SpawnRequest, StartOptions};
+use agents_guest::{Afterwards, Connection, PROGRAM, PROGRAM_SHA256, Plan, SpawnRequest, StartOptions};
 use agents_image::Resolved;
 use serde_json::Value;
 
@@ -51,6 +51,8 @@ pub(crate) struct Gvisor {
     root: bool,
     /// The connections to the first processes, which start the main processes.
     waiting: Mutex<HashMap<ContainerId, Connection>>,
+    /// The same connections, once the main processes have started over them.
+    started: Mutex<HashMap<ContainerId, Afterwards>>,
     execs: AtomicU64,
 }
 
@@ -78,6 +80,7 @@ impl Gvisor {
             runsc,
             root: host.root,
             waiting: Mutex::default(),
+            started: Mutex::default(),
             execs: AtomicU64::new(0),
         })
     }
@@ -182,6 +185,10 @@ impl Gvisor {
 
     fn waiting(&self) -> std::sync::MutexGuard<'_, HashMap<ContainerId, Connection>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn started(&self) -> std::sync::MutexGuard<'_, HashMap<ContainerId, Afterwards>> {
+        self.started.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The words that every call of `runsc` begins with.
@@ -309,7 +316,9 @@ impl Gvisor {
             ));
         };
         let options = StartOptions::new().with_deadline(request.deadline);
-        connection.start(options, self.judge(identity)).await
+        let (session, afterwards) = connection.start(options, self.judge(identity)).await?;
+        self.started().insert(id.clone(), afterwards);
+        Ok(session)
     }
 
     pub(crate) async fn exec(&self, identity: &Identity, request: ExecRequest) -> Result<ExecSession> {
@@ -322,6 +331,17 @@ impl Gvisor {
     }
 
     pub(crate) async fn copy_from(&self, identity: &Identity, request: &CopyFromRequest) -> Result<ByteStream> {
+        let connection = self
+            .started()
+            .get_mut(&request.container.id)
+            .and_then(Afterwards::connection);
+        if let Some(connection) = connection {
+            match connection.read_path(&request.path).await {
+                // It is looked at once more why.
+                Err(error) if error.kind() == ErrorKind::Unavailable => {}
+                read => return read,
+            }
+        }
         let words = agents_guest::read_command(&request.path, request.quiesce);
         self.connect(identity, &words)?.read().await
     }
@@ -375,6 +395,7 @@ impl Gvisor {
     /// Forgets a container that is destroyed.
     pub(crate) fn forget(&self, id: &ContainerId) {
         self.waiting().remove(id);
+        self.started().remove(id);
     }
 
     fn judge(&self, identity: &Identity) -> Arc<CgroupJudge> {

@@ -42,6 +42,7 @@ struct Rule {
 struct Shared {
     engine: PathBuf,
     rules: Mutex<Vec<Rule>>,
+    seen: Mutex<Vec<String>>,
     /// Changes when all connections are to be cut.
     cut: watch::Sender<u64>,
 }
@@ -62,6 +63,7 @@ impl Proxy {
         let shared = Arc::new(Shared {
             engine: engine.to_owned(),
             rules: Mutex::default(),
+            seen: Mutex::default(),
             cut: watch::channel(0).0,
         });
         let listening = listen(&path, &shared);
@@ -86,6 +88,11 @@ impl Proxy {
             fault,
             times,
         });
+    }
+
+    /// The calls so far, oldest first, without their queries.
+    pub(crate) fn calls(&self) -> Vec<String> {
+        self.shared.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether every fault has been met.
@@ -215,6 +222,9 @@ fn take(shared: &Shared, line: &str) -> Option<Fault> {
     let mut words = line.split(' ');
     let (method, target) = (words.next()?, words.next()?);
     let path = target.split('?').next()?;
+    let mut seen = shared.seen.lock().unwrap_or_else(PoisonError::into_inner);
+    seen.push(format!("{method} {path}"));
+    drop(seen);
     let mut rules = shared.rules.lock().unwrap_or_else(PoisonError::into_inner);
     let rule = rules
         .iter_mut()
