@@ -6,6 +6,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdint.h>
@@ -24,12 +25,28 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+static void *in_a_thread(void *said)
+{
+    return said;
+}
+
+static long make_thread(void)
+{
+    pthread_t thread;
+    void *said = NULL;
+    int error = pthread_create(&thread, NULL, in_a_thread, &said);
+    if (error == 0) error = pthread_join(thread, &said);
+    errno = error;
+    return error == 0 && said != NULL ? 0 : -1;
+}
+
 static long attempt(const char *name)
 {
     static char zeros[4096];
     memset(zeros, 0, sizeof zeros);
 #define IS(text) (strcmp(name, text) == 0)
     if (IS("control")) return syscall(SYS_getppid);
+    if (IS("thread")) return make_thread();
     if (IS("mount_tmpfs")) return mount("none", "/tmp", "tmpfs", 0, NULL);
     if (IS("mount_bind")) return mount("/proc", "/tmp", NULL, MS_BIND, NULL);
     if (IS("remount_root")) return mount(NULL, "/", NULL, MS_REMOUNT | MS_BIND, NULL);

@@ -135,6 +135,7 @@ async fn refuses_what_is_forbidden(fx: Fx) -> CaseResult {
 fn views() -> Vec<Case<RuntimeFixture>> {
     cases![
         the_probe_works,
+        a_thread_starts,
         no_capabilities,
         no_new_privileges,
         a_seccomp_filter_is_on,
@@ -174,7 +175,7 @@ fn compile() -> Result<Vec<u8>, String> {
         let (source, program) = (dir.path().join("probe.c"), dir.path().join("probe"));
         fs::write(&source, SOURCE)?;
         let compiled = Command::new(&compiler)
-            .args(["-static", "-O1", "-o"])
+            .args(["-static", "-pthread", "-O1", "-o"])
             .args([&program, &source])
             .output()?;
         let errors = String::from_utf8_lossy(&compiled.stderr).into_owned();
@@ -276,6 +277,14 @@ async fn the_probe_works(fx: Fx) -> CaseResult {
     let container = container(&fx).await?;
     put_program(&fx, &container).await?;
     assert_eq!(run_program(&fx, &container, "control").await?, "control ALLOWED");
+    Ok(())
+}
+
+/// The C library asks for a thread in a way that filters refuse, and then in another when the refusal is worded right.
+async fn a_thread_starts(fx: Fx) -> CaseResult {
+    let container = container(&fx).await?;
+    put_program(&fx, &container).await?;
+    assert_eq!(run_program(&fx, &container, "thread").await?, "thread ALLOWED");
     Ok(())
 }
 
