@@ -10,7 +10,7 @@ use agents_core::{
     Adapters, AuditLogger, BuildContext, ContainerRuntime, Error, PolicyValidator, Result, StorageBackend,
 };
 use figment::Figment;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
@@ -60,7 +60,7 @@ pub struct AgentEntry {
 }
 
 /// One value that is in force, and where it comes from.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Setting {
     /// The key, for example `adapters.storage_backend.type`.

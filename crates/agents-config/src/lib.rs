@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+mod composite;
 mod config;
 mod dirs;
 mod document;
@@ -11,6 +12,7 @@ mod loader;
 mod registry;
 mod secrets;
 
+pub use composite::{AuditPart, CombineAudit};
 pub use config::{AgentEntry, Built, Config, Setting};
 pub use dirs::Dirs;
 pub use document::{parse_document, read_document};

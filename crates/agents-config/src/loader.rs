@@ -313,7 +313,7 @@ impl Merge<'_> {
             return None;
         }
         let prepared = loop {
-            let error = match (entry.prepare)(&figment) {
+            let error = match (entry.prepare)(self.registry, &figment) {
                 Ok(prepared) => break prepared,
                 Err(error) => error,
             };
@@ -461,13 +461,13 @@ pub(crate) fn source_of(figment: &Figment, key: &str) -> String {
 }
 
 /// A named set of values.
-struct Source {
+pub(crate) struct Source {
     name: String,
     values: Map<String, Value>,
 }
 
 impl Source {
-    fn new(name: &str, values: Map<String, Value>) -> Self {
+    pub(crate) fn new(name: &str, values: Map<String, Value>) -> Self {
         Self {
             name: name.to_owned(),
             values,

@@ -11,7 +11,10 @@ use figment::Figment;
 use serde::{Deserialize, Deserializer, de, forward_to_deserialize_any};
 use serde_json::Value;
 
-use crate::Kind;
+use crate::{
+    CombineAudit, Kind,
+    composite::{self, CompositeConfig},
+};
 
 /// The adapters that a configuration may name. A plain value: nothing is registered behind a program's back.
 #[derive(Default)]
@@ -64,7 +67,20 @@ impl Registry {
         self.register::<F, _>()
     }
 
-    fn register<F: Factory<Adapter = A>, A: Slot + ?Sized>(mut self) -> Result<Self> {
+    /// Adds the audit logger `composite`: several at once, of the types that are registered when a configuration is loaded.
+    ///
+    /// # Errors
+    ///
+    /// `AlreadyExists` when it is registered.
+    pub fn register_audit_composite(self, combine: CombineAudit) -> Result<Self> {
+        self.add(Entry {
+            name: composite::TYPE,
+            fields: fields_of::<CompositeConfig>,
+            prepare: Box::new(move |registry, figment| composite::prepare(registry, figment, combine)),
+        })
+    }
+
+    fn register<F: Factory<Adapter = A>, A: Slot + ?Sized>(self) -> Result<Self> {
         let name = F::TYPE;
         let well_formed = name.starts_with(|c: char| c.is_ascii_lowercase())
             && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
@@ -73,21 +89,25 @@ impl Registry {
                 "the adapter type {name:?} must be lower-case letters and digits, a letter first"
             )));
         }
-        let entries = A::entries_mut(&mut self);
+        self.add(Entry {
+            name,
+            fields: fields_of::<F::Config>,
+            prepare: Box::new(|_, figment| {
+                let config = figment.extract_lossy::<F::Config>().map_err(Box::new)?;
+                Ok(Box::new(Typed::<F>(config)))
+            }),
+        })
+    }
+
+    fn add<A: Slot + ?Sized>(mut self, entry: Entry<A>) -> Result<Self> {
+        let (name, entries) = (entry.name, A::entries_mut(&mut self));
         if entries.iter().any(|entry| entry.name == name) {
             return Err(Error::new(
                 ErrorKind::AlreadyExists,
                 format!("the {} {name:?} is registered already", A::KIND),
             ));
         }
-        entries.push(Entry {
-            name,
-            fields: fields_of::<F::Config>,
-            prepare: |figment| {
-                let config = figment.extract_lossy::<F::Config>().map_err(Box::new)?;
-                Ok(Box::new(Typed::<F>(config)))
-            },
-        });
+        entries.push(entry);
         Ok(self)
     }
 
@@ -122,7 +142,7 @@ impl fmt::Debug for Registry {
 }
 
 /// The features of the facade that bring an adapter in.
-const FEATURES: [(Kind, &str, &str); 12] = [
+const FEATURES: [(Kind, &str, &str); 15] = [
     (Kind::ContainerRuntime, "native", "runtime-native"),
     (Kind::ContainerRuntime, "docker", "runtime-docker"),
     (Kind::ContainerRuntime, "podman", "runtime-podman"),
@@ -134,11 +154,26 @@ const FEATURES: [(Kind, &str, &str); 12] = [
     (Kind::AuditLogger, "file", "audit-file"),
     (Kind::AuditLogger, "database", "audit-database"),
     (Kind::AuditLogger, "elasticsearch", "audit-elasticsearch"),
+    (Kind::AuditLogger, "datadog", "audit-datadog"),
+    (Kind::AuditLogger, "cloudwatch", "audit-cloudwatch"),
+    (Kind::AuditLogger, composite::TYPE, "audit-composite"),
     (Kind::PolicyValidator, "default", "policy-default"),
 ];
 
 fn unknown(kind: Kind, name: &str, source: &str, available: Vec<&str>) -> Error {
-    let mut message = format!("adapters.{kind}.type {name:?} ({source}) is not built in");
+    let mut message = format!("adapters.{kind}.type {name:?} ({source})");
+    message.push_str(&not_built_in(kind, name, &available));
+    Error::invalid(message)
+}
+
+/// Why there is no such audit logger, for one that is within another.
+pub(crate) fn unknown_audit(registry: &Registry, name: &str) -> String {
+    let available = registry.types(Kind::AuditLogger);
+    format!("{name:?}{}", not_built_in(Kind::AuditLogger, name, &available))
+}
+
+fn not_built_in(kind: Kind, name: &str, available: &[&str]) -> String {
+    let mut message = " is not built in".to_owned();
     if let Some((_, _, feature)) = FEATURES.iter().find(|known| known.0 == kind && known.1 == name) {
         message.push_str(&format!("; enable the feature {feature:?} of agents-sdk"));
     } else if let Some(name) = nearest(name, available.iter().copied()) {
@@ -148,7 +183,7 @@ fn unknown(kind: Kind, name: &str, source: &str, available: Vec<&str>) -> Error 
         true => message.push_str("; none is registered"),
         false => message.push_str(&format!("; available: {}", available.join(", "))),
     }
-    Error::invalid(message)
+    message
 }
 
 /// A factory, with its types erased.
@@ -160,7 +195,7 @@ pub(crate) struct Entry<A: ?Sized> {
     pub(crate) prepare: Prepare<A>,
 }
 
-type Prepare<A> = fn(&Figment) -> Result<Box<dyn Prepared<A>>, Box<figment::Error>>;
+type Prepare<A> = Box<dyn Fn(&Registry, &Figment) -> Result<Box<dyn Prepared<A>>, Box<figment::Error>> + Send + Sync>;
 
 /// A configuration that was read, of a type that is no longer known.
 #[async_trait]

@@ -70,7 +70,7 @@ pub(super) struct SinkName {
 }
 
 /// What a folder holds, whoever writes there.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct SpoolReport {
     /// The folder.
@@ -84,7 +84,7 @@ pub struct SpoolReport {
 }
 
 /// What a process has in a spool, or left there.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct SpoolWriter {
     /// Its folder within that of the spool.
