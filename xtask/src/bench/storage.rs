@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 
 use super::{Options, machine, stats, write};
 use crate::error::{Context, Error, Result};
-use crate::{paths, random, services, sh};
+use crate::services::Own;
+use crate::{paths, random, sh};
 
 const SERVER: &str = "versitygw";
 
@@ -51,12 +52,9 @@ struct Runs {
 /// Measures; true when every ratio and the memory are as promised.
 pub(super) fn run(options: &Options) -> Result<bool> {
     let program = build()?;
-    let started = services::up(&[SERVER.to_owned()])?;
-    let measured = measure(options, &program);
-    if !started.is_empty() {
-        services::down(&started)?;
-    }
-    let (rows, held) = measured?;
+    // One of its own, so that nobody else's requests are measured, and nobody else's server is stopped.
+    let server = Own::start(SERVER, "bench")?;
+    let (rows, held) = measure(options, &program, &server)?;
     let value = json!({
         "benchmark": "storage",
         "machine": machine(),
@@ -69,7 +67,7 @@ pub(super) fn run(options: &Options) -> Result<bool> {
     Ok(held)
 }
 
-fn measure(options: &Options, program: &Path) -> Result<(Vec<Value>, bool)> {
+fn measure(options: &Options, program: &Path, server: &Own) -> Result<(Vec<Value>, bool)> {
     let (mut rows, mut held) = (Vec::new(), true);
     println!(
         "\n{SERVER}, {} rounds in turn, medians in seconds; a ratio of 1 is as fast, less is slower",
@@ -82,9 +80,9 @@ fn measure(options: &Options, program: &Path) -> Result<(Vec<Value>, bool)> {
     for case in CASES {
         let (mut ours, mut hashing, mut plain) = (Runs::default(), Runs::default(), Runs::default());
         for _ in 0..options.rounds {
-            once(program, "ours", case.what, &mut ours)?;
-            once(program, "hashing", case.what, &mut hashing)?;
-            once(program, "plain", case.what, &mut plain)?;
+            once(program, server, "ours", case.what, &mut ours)?;
+            once(program, server, "hashing", case.what, &mut hashing)?;
+            once(program, server, "plain", case.what, &mut plain)?;
         }
         let small = ours.peak_mib < LIMIT_MIB;
         for (verb, times) in [
@@ -134,20 +132,19 @@ fn measure(options: &Options, program: &Path) -> Result<(Vec<Value>, bool)> {
 }
 
 /// One process: it stores, reads, and says how long each took.
-fn once(program: &Path, who: &str, what: &str, runs: &mut Runs) -> Result<()> {
-    let environment = services::env()?;
-    let buckets = environment
+fn once(program: &Path, server: &Own, who: &str, what: &str, runs: &mut Runs) -> Result<()> {
+    let variables = server.env();
+    let buckets = variables
         .iter()
-        .find(|(key, _)| key == "AGENTS_TEST_VERSITYGW_FOLDER");
-    let (_, buckets) = buckets.ok_or_else(|| {
-        Error::new("versitygw was started by an older version; stop it with `cargo xtask services down versitygw`")
-    })?;
+        .find(|(key, _)| key == "AGENTS_TEST_VERSITYGW_FOLDER")
+        .map(|(_, value)| value)
+        .ok_or_else(|| Error::new("the server does not say where its bucket is"))?;
     // A folder of the server's own disk; it is removed behind the server's back, which costs no request.
     let folder = format!("bench-{}", random::hex(6)?);
     let printed = sh::printed(
         Command::new(program)
             .args([who, what, &folder])
-            .envs(environment.iter().map(|(key, value)| (key, value))),
+            .envs(variables.iter().map(|(key, value)| (key, value))),
     )?;
     let left = Path::new(buckets).join(&folder);
     fs::remove_dir_all(&left).context(|| format!("cannot remove {}", left.display()))?;

@@ -6,10 +6,10 @@
 
 mod account;
 mod azure;
-mod cache;
+pub(crate) mod cache;
 mod certificates;
 mod docker;
-mod engine;
+pub(crate) mod engine;
 mod faults;
 mod gcs;
 mod golang;
@@ -241,6 +241,46 @@ pub(crate) fn down(names: &[String]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A server for one command alone, beside those that `up` starts for everybody. It is stopped when this is dropped; what a
+/// command left that was killed is stopped by the next.
+pub(crate) struct Own {
+    store: Store,
+    record: Record,
+    _lock: std::fs::File,
+}
+
+impl Own {
+    /// Starts it in a folder of this purpose; waits while another command has it.
+    pub(crate) fn start(name: &str, purpose: &str) -> Result<Self> {
+        let server = find(name)?;
+        let store = Store::open(paths::services_state()?.join(purpose))?;
+        let program = server.install(&paths::cache()?.join("services"))?;
+        let lock = lock::exclusive(store.folder())?;
+        if let Some(record) = store.read(name)? {
+            stop(&store, &record)?;
+        }
+        let record = launch::start(server, program, &store)?;
+        Ok(Self {
+            store,
+            record,
+            _lock: lock,
+        })
+    }
+
+    /// The variables that lead to it.
+    pub(crate) fn env(&self) -> &[(String, String)] {
+        &self.record.env
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        if let Err(error) = stop(&self.store, &self.record) {
+            println!("{}: {error}", self.record.name);
+        }
+    }
 }
 
 /// The variables of every server that runs, each once: some servers share a few.
