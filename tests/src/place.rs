@@ -168,12 +168,13 @@ impl Place {
         events
     }
 
-    /// The types of a session's events, in order.
+    /// The types of a session's events, in order, without the operations that made them happen.
     pub fn event_types(&self, session: &str) -> Vec<String> {
         let events = self.events().into_iter();
         let of_session = events.filter(|event| event["session_id"] == session);
         of_session
             .map(|event| event["event_type"].as_str().unwrap_or_default().to_owned())
+            .filter(|event_type| !event_type.starts_with("operation_"))
             .collect()
     }
 

@@ -855,6 +855,20 @@ fn a_run_is_on_record_in_order(caller: Caller) -> Outcome {
         found.retain(|key| keys.contains(&key.as_str()));
         assert_eq!(found.len(), keys.len(), "{event}");
     }
+    // Each operation was intended before, and has one outcome.
+    let of = |event_type: &str| -> Vec<_> {
+        let of_session = events.iter().filter(|event| event["session_id"] == session);
+        let chosen = of_session.filter(|event| event["event_type"] == event_type);
+        chosen
+            .map(|event| event["payload"]["operation_id"].as_str().unwrap_or_default())
+            .collect()
+    };
+    let mut ended = of("operation_ended");
+    let mut intended = of("operation_intended");
+    assert!(intended.len() >= 6, "{events:?}");
+    intended.sort_unstable();
+    ended.sort_unstable();
+    assert_eq!(intended, ended);
     // What is in force was read back and compared.
     let created = events.iter().find(|event| event["event_type"] == "container_created");
     let effective = created

@@ -7,7 +7,8 @@ use std::{
 };
 
 use agents_core::{
-    Adapters, AuditLogger, BuildContext, ContainerRuntime, Error, PolicyValidator, Result, StorageBackend,
+    Adapters, AuditLogger, AuditSettings, BuildContext, ContainerRuntime, Error, PolicyValidator, Result,
+    StorageBackend,
 };
 use figment::Figment;
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,8 @@ pub struct Config {
     pub(crate) file: Option<PathBuf>,
     pub(crate) default_policy: Option<Value>,
     pub(crate) agents: BTreeMap<String, AgentEntry>,
+    pub(crate) audit_settings: AuditSettings,
+    pub(crate) audit_in_code: bool,
     pub(crate) runtime: Choice<dyn ContainerRuntime>,
     pub(crate) storage: Choice<dyn StorageBackend>,
     pub(crate) audit: Choice<dyn AuditLogger>,
@@ -102,6 +105,11 @@ impl Config {
         self.default_policy.as_ref()
     }
 
+    /// What must be on record before it is done: the file's `audit_trail`, or what the program has set.
+    pub fn audit_settings(&self) -> &AuditSettings {
+        &self.audit_settings
+    }
+
     /// The agents of the older agents file. Their policies are well-formed.
     pub fn agents(&self) -> &BTreeMap<String, AgentEntry> {
         &self.agents
@@ -127,6 +135,16 @@ impl Config {
         self.audit.settings(&mut settings);
         self.policy.settings(&mut settings);
         let file = self.file.as_deref().unwrap_or(Path::new("")).display();
+        if self.audit_settings != AuditSettings::default() {
+            settings.push(Setting {
+                key: "audit_trail".to_owned(),
+                value: serde_json::json!(self.audit_settings),
+                source: match self.audit_in_code {
+                    true => "code".to_owned(),
+                    false => format!("file {file}"),
+                },
+            });
+        }
         if let Some(policy) = &self.default_policy {
             settings.push(Setting {
                 key: "default_policy".to_owned(),

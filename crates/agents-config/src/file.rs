@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use agents_core::{Error, ErrorKind, Policy, Result, nearest};
+use agents_core::{AuditSettings, Error, ErrorKind, Policy, Result, nearest};
 use serde_json::{Map, Value};
 
 use crate::{AgentEntry, Kind, document::read_document};
@@ -23,6 +23,7 @@ const NAMES: [&str; 4] = [
 pub(crate) struct FileConfig {
     pub(crate) path: PathBuf,
     pub(crate) kinds: BTreeMap<Kind, Section>,
+    pub(crate) audit_trail: Option<AuditSettings>,
     pub(crate) default_policy: Option<Value>,
     pub(crate) agents: BTreeMap<String, AgentEntry>,
     pub(crate) warnings: Vec<String>,
@@ -93,6 +94,7 @@ impl Reader {
         for (key, value) in fields {
             match key.as_str() {
                 "adapters" => self.adapters(value),
+                "audit_trail" => self.audit_trail(value),
                 "default_policy" => {
                     self.deprecated(
                         "default_policy",
@@ -118,6 +120,14 @@ impl Reader {
                 Some(kind) => self.kind(kind, &format!("adapters.{key}"), value),
                 None => self.unknown("adapters.", &key, &Kind::ALL.map(Kind::key)),
             }
+        }
+    }
+
+    fn audit_trail(&mut self, value: Value) {
+        let value = Value::Object(self.map("audit_trail", value));
+        match serde_json::from_value(value) {
+            Ok(settings) => self.config.audit_trail = Some(settings),
+            Err(error) => self.faults.push(format!("audit_trail: {error}")),
         }
     }
 
@@ -154,7 +164,8 @@ impl Reader {
                 _ => {}
             }
         }
-        self.unknown("", key, &["adapters", "default_policy", "agents", "metadata"]);
+        let known = ["adapters", "audit_trail", "default_policy", "agents", "metadata"];
+        self.unknown("", key, &known);
     }
 
     fn adapter_type(&mut self, kind: Kind, path: &str, value: Value) {

@@ -6,7 +6,9 @@ use std::{
     sync::Arc,
 };
 
-use agents_core::{AuditLogger, ContainerRuntime, Error, PolicyValidator, Result, StorageBackend, nearest};
+use agents_core::{
+    AuditLogger, AuditSettings, ContainerRuntime, Error, PolicyValidator, Result, StorageBackend, nearest,
+};
 use figment::{
     Figment, Metadata, Profile, Provider,
     error::{Actual, Kind as Fault},
@@ -33,6 +35,7 @@ pub struct Loader {
     runtime: Option<Arc<dyn ContainerRuntime>>,
     storage: Option<Arc<dyn StorageBackend>>,
     audit: Option<Arc<dyn AuditLogger>>,
+    audit_settings: Option<AuditSettings>,
     policy: Option<Arc<dyn PolicyValidator>>,
 }
 
@@ -99,6 +102,13 @@ impl Loader {
         self
     }
 
+    /// Sets what must be on record before it is done, whatever the file's `audit_trail` says.
+    #[must_use]
+    pub fn with_audit_settings(mut self, settings: AuditSettings) -> Self {
+        self.audit_settings = Some(settings);
+        self
+    }
+
     /// Uses this policy validator, whatever file and environment say.
     #[must_use]
     pub fn with_policy(mut self, policy: Arc<dyn PolicyValidator>) -> Self {
@@ -149,6 +159,8 @@ impl Loader {
             file: path,
             default_policy: file.default_policy,
             agents: file.agents,
+            audit_in_code: self.audit_settings.is_some(),
+            audit_settings: self.audit_settings.or(file.audit_trail).unwrap_or_default(),
             runtime,
             storage,
             audit,

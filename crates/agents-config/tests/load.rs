@@ -4,8 +4,8 @@ use std::{path::Path, sync::Arc};
 
 use agents_config::{Built, Config, Environment, Kind, Loader, LocalSecrets, Registry, Setting};
 use agents_core::{
-    AuditLogger, BuildContext, ContainerRuntime, Error, ErrorKind, Factory, PolicyValidator, Result, SecretRef,
-    StorageBackend,
+    AuditClass, AuditLogger, AuditSettings, BuildContext, CommandRecord, ContainerRuntime, EnvironmentRecord, Error,
+    ErrorKind, Factory, PolicyValidator, Requirement, Result, SecretRef, StorageBackend,
 };
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -480,6 +480,44 @@ async fn secrets_are_references_and_resolved_when_built() {
         error.to_string().contains("MISSING") && error.to_string().contains("bucket"),
         "{error}"
     );
+}
+
+#[test]
+fn what_must_be_on_record_is_set_in_the_file_and_over_it_in_code() {
+    let default = Loader::new().load(&registry()).unwrap();
+    assert_eq!(default.audit_settings(), &AuditSettings::new());
+    assert!(!default.settings().iter().any(|setting| setting.key == "audit_trail"));
+
+    let text = "audit_trail: {classes: {exec: best_effort}, commands: hash, key: 'env:AUDIT_KEY'}";
+    let config = load(text, &[]).unwrap();
+    let expected = AuditSettings::new()
+        .with_class(AuditClass::Exec, Requirement::BestEffort)
+        .with_commands(CommandRecord::Hash)
+        .with_key(Some("env:AUDIT_KEY".parse().unwrap()));
+    assert_eq!(config.audit_settings(), &expected);
+    let (value, source) = setting(&config, "audit_trail");
+    assert_eq!(value["classes"], json!({"exec": "best_effort"}));
+    assert!(source.starts_with("file "), "{source}");
+
+    let in_code = load_as("isolated_agents_config.yaml", text, &[], |loader| {
+        loader.with_audit_settings(AuditSettings::new().with_environment(EnvironmentRecord::Omit))
+    })
+    .unwrap();
+    assert_eq!(in_code.audit_settings().environment, EnvironmentRecord::Omit);
+    assert_eq!(in_code.audit_settings().commands, CommandRecord::Full);
+    assert_eq!(setting(&in_code, "audit_trail").1, "code");
+
+    for (text, word) in [
+        ("audit_trail: {classes: {exce: required}}", "did you mean \"exec\"?"),
+        ("audit_trail: {classes: {exec: never}}", "best_effort"),
+        ("audit_trail: {comands: full}", "comands"),
+        ("audit_trail: {key: hunter2}", "reference"),
+        ("audit_trail: 7", "must be a map"),
+        ("audit_trial: {}", "did you mean audit_trail?"),
+    ] {
+        let fault = fault(load(text, &[]));
+        assert!(fault.contains(word) && !fault.contains("hunter2"), "{fault}");
+    }
 }
 
 #[tokio::test]

@@ -144,6 +144,8 @@ event_types! {
     SecurityViolation = "security_violation": "A safety rule was broken.",
     UnauthorizedAccess = "unauthorized_access": "Somebody without the right tried something.",
     SessionClosed = "session_closed": "A session has ended.",
+    OperationIntended = "operation_intended": "An operation that changes something is about to be done; `operation_id` and `operation` in the payload say which.",
+    OperationEnded = "operation_ended": "The intended operation of the same `operation_id` has ended; `outcome` in the payload says how.",
     SystemError = "system_error": "Our own part failed.",
     SystemWarning = "system_warning": "Our own part is limited.",
 }

@@ -11,6 +11,7 @@ pub mod info;
 pub mod layer;
 mod nearest;
 pub mod policy;
+pub mod recording;
 pub mod runtime;
 pub mod storage;
 pub mod validator;
@@ -27,6 +28,7 @@ pub use info::{AdapterInfo, Availability, Problem, Support};
 pub use layer::{Adapters, Layer};
 pub use nearest::nearest;
 pub use policy::{NetworkPolicy, Policy, PolicyErrors, PolicySpec, capability, split_mount};
+pub use recording::{AuditClass, AuditSettings, CommandRecord, EnvironmentRecord, Requirement};
 pub use runtime::{
     BuildImageRequest, ByteStream, ContainerHandle, ContainerInfo, ContainerRuntime, ContainerRuntimeExt,
     ContainerState, ContainerStats, CopyFromRequest, CopyToRequest, ExecRequest, ImagePullPolicy, Mount, MountSource,

@@ -9,10 +9,11 @@ use std::{
 };
 
 use agents_core::{
-    AuditEvent, Captured, ContainerHandle, ContainerId, ContainerRuntimeExt as _, CopyFromRequest, EnforcementContext,
-    Error, ErrorKind, EventType, ExecRequest, ExecSession, Exit, Policy, ProgressListener, ProvisionRequest, Result,
-    SessionId, StartFailure, StartRequest, Support, VerifiedContainer,
+    Adapters, AuditEvent, Captured, ContainerHandle, ContainerId, ContainerRuntimeExt as _, CopyFromRequest,
+    EnforcementContext, Error, ErrorKind, EventType, ExecRequest, ExecSession, Exit, Policy, ProgressListener,
+    ProvisionRequest, Result, SecretBytes, SessionId, StartFailure, StartRequest, Support, VerifiedContainer,
 };
+use agents_layers::audit::{Redactor, Trail};
 use jiff::Timestamp;
 use jsonschema::Validator;
 use serde_json::{Value, json};
@@ -21,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Agent, AgentResult, Engine, Input, Observer, Phase, PhaseState, RefusedArtifact, RunStatus, SessionRequest,
     SessionStatus, Timings, Usage,
-    audit::Auditor,
+    audit::Recorded,
     blocking,
     collect::{Collected, Collector},
     engine::container_name,
@@ -41,7 +42,11 @@ const PLAUSIBLE_WITHOUT_LIMIT: u64 = 256 << 30;
 #[derive(Debug)]
 pub(crate) struct Active {
     pub(crate) engine: Engine,
-    pub(crate) auditor: Auditor,
+    /// With everything that is done through them on record.
+    pub(crate) recorded: Recorded,
+    /// The command as the trail shows it.
+    command: Value,
+    redactor: Redactor,
     pub(crate) observer: Option<Arc<dyn Observer>>,
     /// The policy as the validator left it, once it has.
     pub(crate) policy: Policy,
@@ -58,8 +63,6 @@ pub(crate) struct Active {
     timings: Timings,
     usage: Usage,
     attempts: u32,
-    /// Events that go on record with the next ones.
-    pending: Vec<AuditEvent>,
     /// Something of ours may still be in the runtime.
     dirty: bool,
     closed: bool,
@@ -164,18 +167,17 @@ impl Active {
             None => None,
         };
         let session_id = session_id.unwrap_or_else(SessionId::generate);
-        let redactor = plan::redactor(&agent, &policy);
+        let secrets = plan::secrets(&agent, &policy);
+        let redactor = Redactor::new(secrets.iter().map(SecretBytes::expose));
+        let command = plan::command(&agent, &policy);
         let record = Record {
             owner: Some(Owner::current()?),
             agent_id: agent.id.clone(),
-            user_id: user_id.clone(),
+            user_id,
             runtime: engine.adapters().runtime.info().adapter_type,
             container_name: ContainerId::new(session_id.as_str())?,
             image: plan::image(&agent, &policy),
-            command: plan::command(&agent, &policy)
-                .iter()
-                .map(|word| redactor.text(word).into_owned())
-                .collect(),
+            command: command.iter().map(|word| redactor.text(word).into_owned()).collect(),
             started_at: Timestamp::now(),
             session_id,
         };
@@ -195,14 +197,11 @@ impl Active {
                 interrupt.cancel();
             })
         };
+        let recorded = engine.recorded(record.scope().with_secrets(secrets));
         let active = Self {
-            auditor: Auditor {
-                logger: Arc::clone(&engine.adapters().audit),
-                session_id: record.session_id.clone(),
-                agent_id: record.agent_id.clone(),
-                user_id,
-                redactor,
-            },
+            command: recorded.trail.command(&command),
+            recorded,
+            redactor,
             engine: engine.clone(),
             observer,
             policy: policy.clone(),
@@ -218,7 +217,6 @@ impl Active {
             timings: Timings::default(),
             usage: Usage::default(),
             attempts: 0,
-            pending: Vec::new(),
             dirty: false,
             closed: false,
         };
@@ -228,44 +226,56 @@ impl Active {
         Ok((active, agent, policy))
     }
 
+    /// Begins an event.
+    fn event(&self, event_type: EventType) -> AuditEvent {
+        self.recorded.trail.event(event_type)
+    }
+
+    /// Puts an event on record with the next operation, or soon.
+    fn note(&self, event: AuditEvent) {
+        self.recorded.trail.note(event);
+    }
+
+    fn adapters(&self) -> &Adapters {
+        &self.recorded.adapters
+    }
+
     fn created_event(&self) -> AuditEvent {
-        self.auditor
-            .event(EventType::SessionCreated)
+        self.event(EventType::SessionCreated)
             .with_fact("runtime", self.record.runtime.as_str())
             .with_fact("image", self.record.image.as_str())
-            .with_fact("command", self.record.command.clone())
+            .with_fact("command", self.command.clone())
             .with_fact("owner_pid", std::process::id())
     }
 
-    /// Decides the policy and puts the decision on record.
+    /// Decides the policy. The decision is on record before the first operation that it allows.
     pub(crate) async fn prepare(&mut self, agent: &Agent, policy: Policy, idle: bool) -> Result<Plan> {
         let phase = self.begin_phase(Phase::Validate);
-        let created = self.created_event();
-        self.pending.push(created);
+        self.note(self.created_event());
         let decided = self.decide(agent, policy, idle).await;
         if let Err(error) = &decided {
             let event_type = match error.kind() {
                 ErrorKind::PolicyDenied => EventType::PolicyViolation,
                 _ => EventType::SystemError,
             };
-            let event = self
-                .auditor
-                .event(event_type)
-                .with_fact("error", error.report())
-                .with_fact("error_kind", error.kind().as_str());
-            self.pending.push(event);
+            self.note_failure(event_type, error);
         }
-        let recorded = self.record_pending(Vec::new()).await;
         self.end_phase(phase);
-        let plan = decided?;
-        recorded?;
-        Ok(plan)
+        decided
+    }
+
+    fn note_failure(&self, event_type: EventType, error: &Error) {
+        let event = self
+            .event(event_type)
+            .with_fact("error", error.report())
+            .with_fact("error_kind", error.kind().as_str());
+        self.note(event);
     }
 
     async fn decide(&mut self, agent: &Agent, policy: Policy, idle: bool) -> Result<Plan> {
         plan::check(agent, &policy, idle)?;
         let policy = plan::whole(agent, policy)?;
-        let validator = &self.engine.adapters().policy;
+        let validator = Arc::clone(&self.adapters().policy);
         let context = EnforcementContext::new()
             .with_session(self.record.session_id.clone())
             .with_agent(self.record.agent_id.clone())
@@ -292,13 +302,12 @@ impl Active {
             .collect();
         for change in &enforced.changes {
             let event = self
-                .auditor
                 .event(EventType::PolicyCapClamped)
                 .with_fact("field", change.path.as_str())
                 .with_fact("from", change.from.clone())
                 .with_fact("to", change.to.clone())
                 .with_fact("code", change.code.as_str());
-            self.pending.push(event);
+            self.note(event);
             self.warn(&format!(
                 "the policy was narrowed: {} from {} to {} [{}]",
                 change.path, change.from, change.to, change.code
@@ -327,12 +336,11 @@ impl Active {
             self.warn(warning);
         }
         let event = self
-            .auditor
             .event(EventType::PolicyValidated)
             .with_fact("validator", validator.info().adapter_type)
             .with_fact("warnings", warnings)
-            .with_fact("policy", shown(&enforced.policy));
-        self.pending.push(event);
+            .with_fact("policy", shown(&enforced.policy, &self.recorded.trail));
+        self.note(event);
         self.policy = enforced.policy;
         Ok(plan)
     }
@@ -344,7 +352,7 @@ impl Active {
         };
         let limit = self.engine.config().capture_limit;
         let log = LogWriter::new(self.dir.log(), self.engine.config().log_limit);
-        let redactor = self.auditor.redactor.clone();
+        let redactor = self.redactor.clone();
         let mut sinks = Sinks::new(self.observer.clone(), log, &redactor, limit);
         let mut stdin = agent.stdin;
         loop {
@@ -365,12 +373,11 @@ impl Active {
                 && failed_by_itself(&pumped.exit)
                 && pumped.audit.is_ok()
                 && !self.interrupt.is_cancelled();
-            let recorded = self.record_pending(end_events(&self.auditor, &pumped.exit)).await;
-            if let Err(error) = &recorded {
-                outcome.fail(error);
+            for event in end_events(&self.recorded.trail, &pumped.exit) {
+                self.note(event);
             }
-            if !again || recorded.is_err() {
-                if recorded.is_ok() && pumped.audit.is_ok() {
+            if !again {
+                if pumped.audit.is_ok() {
                     self.collect(&mut outcome).await;
                 }
                 self.destroy(&mut outcome).await;
@@ -380,11 +387,10 @@ impl Active {
             let reason = format!("the agent {}", pumped.exit);
             self.destroy(&mut outcome).await;
             let event = self
-                .auditor
                 .event(EventType::AgentRetry)
                 .with_fact("attempt", self.attempts + 1)
                 .with_fact("reason", reason.as_str());
-            if let Err(error) = self.record_pending(vec![event]).await {
+            if let Err(error) = self.recorded.trail.record([event]).await {
                 outcome.fail(&error);
             }
             if outcome.error_kind.is_some() {
@@ -409,7 +415,7 @@ impl Active {
     /// Provisions a fresh container and runs the agent in it to its end.
     async fn attempt(&mut self, plan: &Plan, input: Option<Input>, sinks: &mut Sinks) -> Result<Pumped, Outcome> {
         self.attempts += 1;
-        let capabilities = self.engine.adapters().runtime.capabilities();
+        let capabilities = self.adapters().runtime.capabilities();
         let class = plan.request.security.runtime_class.as_deref();
         let main_process = capabilities
             .of_class(class)
@@ -420,12 +426,12 @@ impl Active {
             .request
             .clone()
             .with_process(main_process.then(|| plan.process.clone()));
+        let handle = self.provision(request).await?;
         let launched = self
-            .auditor
             .event(EventType::AgentLaunched)
-            .with_fact("command", self.record.command.clone())
+            .with_fact("command", self.command.clone())
             .with_fact("attempt", self.attempts);
-        let handle = self.provision(request, vec![launched]).await?;
+        self.note(launched);
         let phase = self.begin_phase(Phase::Run);
         let started = {
             let start = self.start(plan, &handle, main_process);
@@ -450,19 +456,16 @@ impl Active {
             observer.started(exec.control());
         }
         let mut start_events = vec![
-            self.auditor
-                .event(EventType::ContainerStarted)
+            self.event(EventType::ContainerStarted)
                 .with_fact("container_id", handle.id.as_str()),
-            self.auditor
-                .event(EventType::AgentStarted)
-                .with_fact("attempt", self.attempts),
+            self.event(EventType::AgentStarted).with_fact("attempt", self.attempts),
         ];
         if plan.process.tty.is_some() {
-            start_events.push(self.auditor.event(EventType::AgentInteractiveStart));
+            start_events.push(self.event(EventType::AgentInteractiveStart));
         }
         let _monitor = self.monitor(&handle);
         let pump = Pump {
-            auditor: &self.auditor,
+            trail: &self.recorded.trail,
             interrupt: &self.interrupt,
             sinks,
             deadline: self.deadline(),
@@ -471,7 +474,7 @@ impl Active {
         let pumped = pump.run(exec, input).await;
         self.end_phase(phase);
         if !pumped.start_recorded && !matches!(pumped.exit, Exit::NotStarted { .. }) {
-            self.pending.append(&mut start_events);
+            start_events.drain(..).for_each(|event| self.note(event));
         }
         Ok(pumped)
     }
@@ -483,16 +486,16 @@ impl Active {
 
     pub(crate) fn monitor(&self, container: &ContainerHandle) -> AbortOnDrop {
         AbortOnDrop(tokio::spawn(monitor(
-            Arc::clone(&self.engine.adapters().runtime),
+            Arc::clone(&self.adapters().runtime),
             container.clone(),
             self.policy.clone(),
-            self.auditor.clone(),
+            self.recorded.trail.clone(),
             self.observer.clone(),
         )))
     }
 
     async fn start(&self, plan: &Plan, handle: &ContainerHandle, main_process: bool) -> Result<ExecSession> {
-        let runtime = &self.engine.adapters().runtime;
+        let runtime = &self.adapters().runtime;
         if main_process {
             return runtime
                 .start(StartRequest::new(handle.clone()).with_deadline(self.deadline()))
@@ -504,12 +507,17 @@ impl Active {
             .await
     }
 
-    /// Provisions, and puts the container and what is about to happen to it on record.
-    pub(crate) async fn provision(
-        &mut self,
-        mut request: ProvisionRequest,
-        intents: Vec<AuditEvent>,
-    ) -> Result<ContainerHandle, Outcome> {
+    /// Provisions for a long-lived session, whose first operation may be long in coming: the container is on record.
+    pub(crate) async fn provision_idle(&mut self, request: ProvisionRequest) -> Result<ContainerHandle, Outcome> {
+        let handle = self.provision(request).await?;
+        match self.recorded.trail.flush().await {
+            Ok(()) => Ok(handle),
+            Err(error) => Err(self.give_up(Outcome::refused(&error)).await),
+        }
+    }
+
+    /// Provisions. The container is on record before anything is done with it.
+    async fn provision(&mut self, mut request: ProvisionRequest) -> Result<ContainerHandle, Outcome> {
         match container_name(&self.record, self.attempts) {
             Ok(name) => request.name = name,
             Err(error) => return Err(Outcome::refused(&error)),
@@ -521,7 +529,7 @@ impl Active {
         let phase = self.begin_phase(Phase::Provision);
         let name = request.name.clone();
         self.dirty = true;
-        let runtime = Arc::clone(&self.engine.adapters().runtime);
+        let runtime = Arc::clone(&self.adapters().runtime);
         let provisioned = tokio::select! {
             biased;
             () = self.interrupt.cancelled() => None,
@@ -536,12 +544,7 @@ impl Active {
                     ErrorKind::Unsupported => EventType::PolicyViolation,
                     _ => EventType::SystemError,
                 };
-                let event = self
-                    .auditor
-                    .event(event_type)
-                    .with_fact("error", error.report())
-                    .with_fact("error_kind", error.kind().as_str());
-                self.pending.push(event);
+                self.note_failure(event_type, &error);
                 return Err(self.give_up(Outcome::refused(&error)).await);
             }
             None => {
@@ -551,21 +554,19 @@ impl Active {
         };
         self.container = Some(handle.clone());
         let created = self
-            .auditor
             .event(EventType::ContainerCreated)
             .with_fact("container_id", handle.id.as_str())
             .with_fact("name", name.as_str())
             .with_fact("image", self.record.image.as_str())
             .with_fact("effective", json!(comparison));
-        self.pending.push(created);
+        self.note(created);
         let note = ContainerNote {
             handle: handle.clone(),
             attempt: self.attempts,
         };
         let noted = self.dir.note_container(&note);
-        let recorded = self.record_pending(intents).await;
         self.end_phase(phase);
-        match noted.and(recorded) {
+        match noted {
             Ok(()) => Ok(handle),
             Err(error) => Err(self.give_up(Outcome::refused(&error)).await),
         }
@@ -612,7 +613,7 @@ impl Active {
         let Some(container) = self.container.clone() else {
             return;
         };
-        let adapters = self.engine.adapters();
+        let adapters = self.adapters();
         let path = self.policy.output_path_in_container.as_str();
         let quiesce = matches!(adapters.runtime.capabilities().quiesce, Support::Enforced);
         let request = CopyFromRequest::new(container, path).with_quiesce(quiesce);
@@ -634,14 +635,14 @@ impl Active {
         };
         let collector = Collector {
             storage: &adapters.storage,
-            auditor: &self.auditor,
+            session_id: &self.record.session_id,
+            trail: &self.recorded.trail,
             export: self.export.as_ref(),
         };
         collector.collect(archive, root, limits, collected).await;
     }
 
-    async fn settle(&mut self, mut collected: Collected, outcome: &mut Outcome) {
-        self.pending.append(&mut collected.events);
+    async fn settle(&mut self, collected: Collected, outcome: &mut Outcome) {
         outcome.artifacts = collected.artifacts;
         outcome.refused = collected.refused;
         if let Some(error) = &collected.error {
@@ -653,10 +654,9 @@ impl Active {
         }
         if collected.output_limit {
             let event = self
-                .auditor
                 .event(EventType::OutputSizeExceeded)
                 .with_fact("max_output_bytes", self.policy.max_output_bytes);
-            self.pending.push(event);
+            self.note(event);
             outcome.add_error("the agent wrote more output than max_output_bytes allows");
             if outcome.ending.is_success() {
                 outcome.ending = Exit::OutputLimit;
@@ -680,7 +680,7 @@ impl Active {
         let Some(container) = &self.container else {
             return Usage::default();
         };
-        match self.engine.adapters().runtime.stats(container).await {
+        match self.adapters().runtime.stats(container).await {
             Ok(stats) => Usage {
                 cpu_seconds: stats.cpu_seconds,
                 memory_peak_bytes: stats.memory_peak_bytes,
@@ -702,15 +702,18 @@ impl Active {
         self.usage.memory_peak_bytes = self.usage.memory_peak_bytes.max(usage.memory_peak_bytes);
     }
 
-    /// Destroys the container, or whatever a failed provision left. An action that needs no record: it only makes safe.
+    /// Destroys the container, or whatever a failed provision left. It only makes safe, so it does not wait for its record.
     async fn destroy(&mut self, outcome: &mut Outcome) {
         let phase = self.begin_phase(Phase::Destroy);
         let destroyed = match self.container.take() {
             Some(container) => {
-                let runtime = &self.engine.adapters().runtime;
+                let runtime = &self.adapters().runtime;
                 runtime.destroy(&container.id).await.map(|()| vec![container.id])
             }
-            None if self.dirty => self.engine.sweep(&self.record, self.attempts).await,
+            None if self.dirty => {
+                let runtime = &self.adapters().runtime;
+                self.engine.sweep(runtime, &self.record, self.attempts).await
+            }
             None => Ok(Vec::new()),
         };
         match destroyed {
@@ -718,10 +721,9 @@ impl Active {
                 self.dirty = false;
                 for id in ids {
                     let event = self
-                        .auditor
                         .event(EventType::ContainerDestroyed)
                         .with_fact("container_id", id.as_str());
-                    self.pending.push(event);
+                    self.note(event);
                 }
             }
             Err(error) => {
@@ -741,11 +743,8 @@ impl Active {
     /// Ends a long-lived session.
     pub(crate) async fn finish(mut self, ending: Exit) -> AgentResult {
         let mut outcome = Outcome::new(ending);
-        let event = self.auditor.event(EventType::ContainerStopped);
-        match self.record_pending(vec![event]).await {
-            Ok(()) => self.collect(&mut outcome).await,
-            Err(error) => outcome.fail(&error),
-        }
+        self.note(self.event(EventType::ContainerStopped));
+        self.collect(&mut outcome).await;
         self.destroy(&mut outcome).await;
         self.close(outcome).await
     }
@@ -759,7 +758,7 @@ impl Active {
         }
         self.timings.total = self.began.elapsed();
         let status = outcome.status();
-        let redact = |text: String| self.auditor.redactor.text(&text).into_owned();
+        let redact = |text: String| self.redactor.text(&text).into_owned();
         let ending = match outcome.ending {
             Exit::NotStarted { reason, message } => Exit::NotStarted {
                 reason,
@@ -782,7 +781,7 @@ impl Active {
             timings: self.timings,
             usage: self.usage,
             attempts: self.attempts,
-            audit: self.auditor.logger.location(),
+            audit: self.recorded.trail.logger().location(),
         };
         let session_status = match (status, &result.ending) {
             (RunStatus::Completed, _) => SessionStatus::Completed,
@@ -790,8 +789,7 @@ impl Active {
             (_, Exit::Cancelled) => SessionStatus::Terminated,
             _ => SessionStatus::Failed,
         };
-        let closing = self
-            .auditor
+        let mut closing = self
             .event(EventType::SessionClosed)
             .with_fact("status", session_status.as_str())
             .with_fact("ending", json!(result.ending))
@@ -799,6 +797,10 @@ impl Active {
             .with_fact("artifacts", result.artifacts.len())
             .with_fact("refused_artifacts", result.refused_artifacts.len())
             .with_fact("timings_ms", result.timings.to_json());
+        let losses = self.recorded.trail.losses();
+        if !losses.is_empty() {
+            closing = closing.with_fact("audit_losses", json!(losses));
+        }
         if let Err(error) = self.close_on_record(session_status, &result, closing).await {
             if result.status == RunStatus::Completed {
                 result.status = RunStatus::Failed;
@@ -831,7 +833,7 @@ impl Active {
         };
         let (dir, json) = (self.dir.clone(), result.to_json());
         let written = blocking(move || dir.end(&ending, Some(&json))).await;
-        let recorded = self.record_pending(vec![closing]).await;
+        let recorded = self.recorded.trail.record([closing]).await;
         // What could not be done, the next clean-up does.
         if self.dirty || written.is_err() || recorded.is_err() {
             self.dir.abandon()?;
@@ -839,18 +841,6 @@ impl Active {
             self.dir.release()?;
         }
         written.and(recorded)
-    }
-
-    /// Writes the pending events and then these, and returns once all are durable.
-    async fn record_pending(&mut self, events: Vec<AuditEvent>) -> Result<()> {
-        self.pending.extend(events);
-        if self.pending.is_empty() {
-            return Ok(());
-        }
-        // They stay pending when the sink fails, and a repeated event is harmless.
-        self.auditor.emit(self.pending.clone()).await?;
-        self.pending.clear();
-        Ok(())
     }
 
     fn begin_phase(&self, phase: Phase) -> (Phase, Instant) {
@@ -881,12 +871,13 @@ impl Drop for Active {
             return;
         }
         let (engine, record, dir) = (self.engine.clone(), self.record.clone(), self.dir.clone());
+        let recorded = self.recorded.clone();
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) => {
                 runtime.spawn(async move {
                     let reason = "its caller dropped it before its end";
                     if engine
-                        .end_in_place(&record, SessionStatus::Terminated, reason)
+                        .end_in_place(&record, &recorded, SessionStatus::Terminated, reason)
                         .await
                         .is_err()
                     {
@@ -912,7 +903,7 @@ fn failed_by_itself(exit: &Exit) -> bool {
 }
 
 /// What is put on record when a process has ended.
-pub(crate) fn end_events(auditor: &Auditor, exit: &Exit) -> Vec<AuditEvent> {
+pub(crate) fn end_events(trail: &Trail, exit: &Exit) -> Vec<AuditEvent> {
     let mut events = Vec::new();
     let violation = match exit {
         Exit::OutOfMemory => Some("oom_kill"),
@@ -923,19 +914,19 @@ pub(crate) fn end_events(auditor: &Auditor, exit: &Exit) -> Vec<AuditEvent> {
     };
     if let Some(violation) = violation {
         events.push(
-            auditor
+            trail
                 .event(EventType::ResourceLimitExceeded)
                 .with_fact("violation_type", violation),
         );
     }
-    events.push(auditor.event(EventType::ContainerStopped));
+    events.push(trail.event(EventType::ContainerStopped));
     let event_type = match exit {
         Exit::Deadline => EventType::AgentTimeout,
         _ if exit.is_success() => EventType::AgentCompleted,
         _ => EventType::AgentFailed,
     };
     events.push(
-        auditor
+        trail
             .event(event_type)
             .with_fact("ending", json!(exit))
             .with_fact("exit_code", exit.code()),
@@ -964,11 +955,13 @@ fn judge(schema: &Validator, result: Value) -> Result<Value, String> {
     }
 }
 
-/// The policy for the audit trail, without the values of variables.
-fn shown(policy: &Policy) -> Value {
+/// The policy for the audit trail, with commands and variables as it shows them.
+fn shown(policy: &Policy, trail: &Trail) -> Value {
     let mut value = json!(policy);
-    if let Some(env) = value.get_mut("env_vars") {
-        *env = policy.env_vars.keys().cloned().collect();
+    let variables: Vec<_> = policy.env_vars.clone().into_iter().collect();
+    value["env_vars"] = trail.environment(&variables);
+    if let Some(entrypoint) = &policy.entrypoint {
+        value["entrypoint"] = trail.command(entrypoint);
     }
     value
 }

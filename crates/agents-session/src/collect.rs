@@ -3,18 +3,17 @@
 use std::sync::Arc;
 
 use agents_core::{
-    ArtifactInfo, ArtifactName, AuditEvent, Body, ByteStream, Error, ErrorKind, EventType, Result, StorageBackend,
+    ArtifactInfo, ArtifactName, Body, ByteStream, Error, ErrorKind, EventType, Result, SessionId, StorageBackend,
     StoreRequest,
 };
+use agents_layers::audit::Trail;
 use bytes::{Bytes, BytesMut};
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
 use crate::{
-    RefusedArtifact,
-    audit::Auditor,
-    blocking,
+    RefusedArtifact, blocking,
     extract::{Export, ExportDir, Extractor, File, Limits, Refusals},
 };
 
@@ -24,8 +23,6 @@ const RESULT_LIMIT: u64 = 1 << 20;
 /// A file up to this size is held in memory, so that several are stored at once and a store can be repeated.
 const SMALL: u64 = 256 << 10;
 const AT_ONCE: usize = 8;
-/// How many events are written at once.
-const EVENTS: usize = 256;
 
 /// What a collection did.
 #[derive(Debug, Default)]
@@ -38,14 +35,13 @@ pub(crate) struct Collected {
     pub(crate) result: Option<Result<Value, String>>,
     /// What kept the rest from being stored.
     pub(crate) error: Option<Error>,
-    /// Events that have not been written yet.
-    pub(crate) events: Vec<AuditEvent>,
 }
 
 /// Stores what it is given.
 pub(crate) struct Collector<'a> {
     pub(crate) storage: &'a Arc<dyn StorageBackend>,
-    pub(crate) auditor: &'a Auditor,
+    pub(crate) session_id: &'a SessionId,
+    pub(crate) trail: &'a Trail,
     pub(crate) export: Option<&'a Arc<ExportDir>>,
 }
 
@@ -77,7 +73,7 @@ impl Collector<'_> {
                     collected.result = Some(Err(format!("{RESULT_NAME} is larger than 1 MiB")));
                 }
                 let stored = self.store_large(file, &mut extractor).await;
-                self.settle(stored, &mut extractor.refusals, collected).await;
+                self.settle(stored, &mut extractor.refusals, collected);
                 continue;
             }
             let content = match read(&mut extractor, file.size).await {
@@ -95,19 +91,19 @@ impl Collector<'_> {
             if storing.len() == AT_ONCE
                 && let Some(stored) = storing.next().await
             {
-                self.settle(stored, &mut extractor.refusals, collected).await;
+                self.settle(stored, &mut extractor.refusals, collected);
             }
             storing.push(self.store_small(file, content).boxed());
         }
         while let Some(stored) = storing.next().await {
-            self.settle(stored, &mut extractor.refusals, collected).await;
+            self.settle(stored, &mut extractor.refusals, collected);
         }
         collected.output_limit = extractor.output_limit;
         collected.refused = std::mem::take(&mut extractor.refusals).finish();
         collected.artifacts.sort_by(|a, b| a.name.cmp(&b.name));
     }
 
-    async fn settle(&self, stored: Stored, refusals: &mut Refusals, collected: &mut Collected) {
+    fn settle(&self, stored: Stored, refusals: &mut Refusals, collected: &mut Collected) {
         let (name, stored, exported) = stored;
         if let Err(error) = exported {
             refusals.push(name.as_str(), format!("not put into the folder: {}", error.report()));
@@ -124,8 +120,8 @@ impl Collector<'_> {
                 return;
             }
         };
-        collected.events.push(
-            self.auditor
+        self.trail.note(
+            self.trail
                 .event(EventType::ArtifactStored)
                 .with_fact("name", info.name.as_str())
                 .with_fact("uri", info.uri.as_str())
@@ -134,15 +130,10 @@ impl Collector<'_> {
                 .with_fact("version", info.version),
         );
         collected.artifacts.push(info);
-        if collected.events.len() >= EVENTS
-            && let Err(error) = self.auditor.emit(std::mem::take(&mut collected.events)).await
-        {
-            collected.error.get_or_insert(error);
-        }
     }
 
     fn request(&self, name: &ArtifactName, body: Body) -> StoreRequest {
-        StoreRequest::new(self.auditor.session_id.clone(), name.clone(), body)
+        StoreRequest::new(self.session_id.clone(), name.clone(), body)
     }
 
     async fn store_small(&self, file: File, content: Bytes) -> Stored {

@@ -7,7 +7,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agents_core::{Adapters, ContainerId, Error, ErrorKind, EventType, Result, SessionId, Severity};
+use agents_core::{
+    Adapters, AuditSettings, ContainerId, ContainerRuntime, Error, ErrorKind, EventType, Result, SecretBytes,
+    SessionId, Severity,
+};
+use agents_layers::audit::{AuditKey, Scope, end_open};
 use futures_core::stream::BoxStream;
 use futures_util::StreamExt;
 use jiff::Timestamp;
@@ -16,12 +20,11 @@ use tokio::time::sleep;
 use crate::{
     AgentResult, GcReport, Inspection, LogChunk, Session, SessionHandle, SessionInfo, SessionRequest, SessionStatus,
     active,
-    audit::{self, Auditor},
+    audit::Recorded,
     blocking,
     log::LogReader,
     plan::{LABEL_SESSION, LABEL_STATE},
     record::{Ending, Owner, Record, StateDir},
-    redact::Redactor,
 };
 
 /// How often a file of another process is looked at.
@@ -45,6 +48,11 @@ pub struct EngineConfig {
     pub max_artifacts: u64,
     /// How long [`Engine::stop`] waits for the owner; 30 s.
     pub stop_timeout: Duration,
+    /// What must be on record before it is done, and how much of it is shown.
+    pub audit: AuditSettings,
+    /// The key that `audit` refers to; without a reference it is `audit.key` in the state folder, which is made when it is
+    /// missing.
+    pub audit_key: Option<SecretBytes>,
 }
 
 impl EngineConfig {
@@ -56,6 +64,8 @@ impl EngineConfig {
             log_limit: 16 << 20,
             max_artifacts: 10_000,
             stop_timeout: Duration::from_secs(30),
+            audit: AuditSettings::new(),
+            audit_key: None,
         }
     }
 
@@ -86,6 +96,20 @@ impl EngineConfig {
         self.stop_timeout = timeout;
         self
     }
+
+    /// Sets what must be on record before it is done.
+    #[must_use]
+    pub fn with_audit(mut self, settings: AuditSettings) -> Self {
+        self.audit = settings;
+        self
+    }
+
+    /// Sets the key of the HMACs that stand in the place of secrets in the audit trail.
+    #[must_use]
+    pub fn with_audit_key(mut self, key: Option<SecretBytes>) -> Self {
+        self.audit_key = key;
+        self
+    }
 }
 
 /// Runs agents. Cheap to clone.
@@ -99,6 +123,7 @@ struct Shared {
     adapters: Adapters,
     config: EngineConfig,
     state: StateDir,
+    audit_key: AuditKey,
 }
 
 impl Engine {
@@ -106,14 +131,25 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// When the state folder cannot be made.
+    /// When the state folder or the key of the audit trail cannot be made; `ConfigInvalid` for a key that is too short, or
+    /// that the settings refer to and that was not resolved.
     pub fn new(adapters: Adapters, config: EngineConfig) -> Result<Self> {
         let state = StateDir::open(&config.state_dir)?;
+        let audit_key = match (&config.audit_key, &config.audit.key) {
+            (Some(key), _) => AuditKey::new(key.expose())?,
+            (None, None) => AuditKey::load_or_create(&state.root().join("audit.key"))?,
+            (None, Some(reference)) => {
+                return Err(Error::invalid(format!(
+                    "audit_trail.key: {reference} was not resolved; pass what it refers to with EngineConfig::with_audit_key"
+                )));
+            }
+        };
         Ok(Self {
             shared: Arc::new(Shared {
                 adapters,
                 config,
                 state,
+                audit_key,
             }),
         })
     }
@@ -126,6 +162,17 @@ impl Engine {
     /// The settings.
     pub fn config(&self) -> &EngineConfig {
         &self.shared.config
+    }
+
+    /// The adapters with everything that is done through them on record, for what is done beside the engine's own work.
+    pub fn recorded(&self, scope: Scope) -> Recorded {
+        let Shared {
+            adapters,
+            config,
+            audit_key,
+            ..
+        } = &*self.shared;
+        Recorded::new(adapters, &config.audit, audit_key, scope)
     }
 
     pub(crate) fn state(&self) -> &StateDir {
@@ -255,23 +302,12 @@ impl Engine {
                 .with_context("session", id));
         };
         Ok(SessionHandle {
-            auditor: self.auditor(&record),
+            recorded: self.recorded(record.scope()),
             engine: self.clone(),
             info,
             container: note.handle,
             deadline: None,
         })
-    }
-
-    /// Writes events about a session whose secrets are not known here.
-    fn auditor(&self, record: &Record) -> Auditor {
-        Auditor {
-            logger: Arc::clone(&self.adapters().audit),
-            session_id: record.session_id.clone(),
-            agent_id: record.agent_id.clone(),
-            user_id: record.user_id.clone(),
-            redactor: Redactor::default(),
-        }
     }
 
     /// Asks the owner to stop, so that it still collects artifacts, and waits for the end. When the owner is dead, ends
@@ -296,7 +332,7 @@ impl Engine {
                         blocking(move || dir.record()).await?
                     };
                     if let Some(record) = record {
-                        self.end_in_place(&record, SessionStatus::Lost, LOST).await?;
+                        self.end_lost(&record).await?;
                     }
                 }
                 SessionStatus::Running => {}
@@ -387,7 +423,7 @@ impl Engine {
                 ));
                 continue;
             }
-            match self.end_in_place(&record, SessionStatus::Lost, LOST).await {
+            match self.end_lost(&record).await {
                 Ok(removed) => {
                     report.ended_sessions.push(id.clone());
                     report
@@ -408,7 +444,7 @@ impl Engine {
     /// As [`recover`](Self::recover).
     pub async fn gc(&self) -> Result<GcReport> {
         let mut report = self.recover().await?;
-        let adapters = self.adapters();
+        let Recorded { adapters, trail } = self.recorded(Scope::new());
         if let Err(error) = self.remove_strays(&mut report).await {
             report.problems.push(format!("runtime: {}", error.report()));
         }
@@ -428,6 +464,9 @@ impl Engine {
                 Err(error) => report.problems.push(format!("{what}: {}", error.report())),
             }
         }
+        if let Err(error) = trail.flush().await {
+            report.problems.push(error.report());
+        }
         Ok(report)
     }
 
@@ -439,16 +478,23 @@ impl Engine {
         for container in runtime.list(&labels).await? {
             let dir = self.state().session(&container.handle.session_id);
             if blocking(move || dir.record()).await?.is_none() {
-                runtime.destroy(&container.handle.id).await?;
+                let scope = Scope::new().with_session(Some(container.handle.session_id));
+                let Recorded { adapters, trail } = self.recorded(scope);
+                adapters.runtime.destroy(&container.handle.id).await?;
                 report.removed.push(format!("container {}", container.handle.id));
+                trail.flush().await?;
             }
         }
         Ok(())
     }
 
     /// Destroys every container of a session, and says which there were.
-    pub(crate) async fn sweep(&self, record: &Record, attempts: u32) -> Result<Vec<ContainerId>> {
-        let runtime = &self.adapters().runtime;
+    pub(crate) async fn sweep(
+        &self,
+        runtime: &Arc<dyn ContainerRuntime>,
+        record: &Record,
+        attempts: u32,
+    ) -> Result<Vec<ContainerId>> {
         let labels = [
             (LABEL_SESSION, record.session_id.as_str()),
             (LABEL_STATE, self.state().label.as_str()),
@@ -469,14 +515,22 @@ impl Engine {
         Ok(ids)
     }
 
+    /// Ends a session whose owner is gone, and with `unknown` the operations that it left open.
+    async fn end_lost(&self, record: &Record) -> Result<Vec<ContainerId>> {
+        let recorded = self.recorded(record.scope());
+        self.end_in_place(record, &recorded, SessionStatus::Lost, LOST).await
+    }
+
     /// Ends a session whose owner cannot: removes its containers, writes its ending unless there is one, and puts the
     /// closing event on record. Doing it again is harmless.
     pub(crate) async fn end_in_place(
         &self,
         record: &Record,
+        recorded: &Recorded,
         status: SessionStatus,
         error: &str,
     ) -> Result<Vec<ContainerId>> {
+        let Recorded { adapters, trail } = recorded;
         let dir = self.state().session(&record.session_id);
         let (container, ending) = {
             let dir = dir.clone();
@@ -484,8 +538,7 @@ impl Engine {
         };
         // The owner may have died while it created the next attempt's container.
         let attempts = container.as_ref().map_or(1, |note| note.attempt.saturating_add(1));
-        let removed = self.sweep(record, attempts).await?;
-        let auditor = self.auditor(record);
+        let removed = self.sweep(&adapters.runtime, record, attempts).await?;
         let ending = match ending {
             Some(ending) => ending,
             None => {
@@ -493,7 +546,7 @@ impl Engine {
                 info.status = status;
                 info.ended_at = Some(Timestamp::now());
                 info.error = Some(error.to_owned());
-                let closing = auditor
+                let closing = trail
                     .event(EventType::SessionClosed)
                     .with_severity(Severity::Warning)
                     .with_fact("status", status.as_str())
@@ -507,13 +560,18 @@ impl Engine {
         let mut events: Vec<_> = removed
             .iter()
             .map(|id| {
-                auditor
+                trail
                     .event(EventType::ContainerDestroyed)
                     .with_fact("container_id", id.as_str())
             })
             .collect();
+        // Those of a session that only its caller gave up have ended with its futures.
+        if status == SessionStatus::Lost {
+            trail.flush().await?;
+            end_open(trail, record.started_at, error).await?;
+        }
         events.push(ending.closing);
-        audit::emit(&*self.adapters().audit, events).await?;
+        trail.record(events).await?;
         dir.release()?;
         Ok(removed)
     }

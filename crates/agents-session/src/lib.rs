@@ -13,11 +13,12 @@ mod outcome;
 mod plan;
 mod pump;
 mod record;
-mod redact;
 mod request;
 mod session;
 pub mod transfer;
 
+pub use agents_layers::audit::{Scope, Trail};
+pub use audit::Recorded;
 pub use engine::{Engine, EngineConfig};
 pub use observer::{Observer, OutputStream, Phase, PhaseState};
 pub use outcome::{AgentResult, RefusedArtifact, RunStatus, Timings, Usage};

@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use agents_core::{
     ContainerId, Error, ErrorKind, Finding, Mount, MountSource, NetworkConfig, Policy, Process, ProvisionRequest,
-    ResourceLimits, Result, RuntimeCapabilities, SecurityConfig, SessionId, Support, ValidationResult, capability,
-    split_mount,
+    ResourceLimits, Result, RuntimeCapabilities, SecretBytes, SecurityConfig, SessionId, Support, ValidationResult,
+    capability, split_mount,
 };
 
-use crate::{Agent, Input, redact::Redactor};
+use crate::{Agent, Input};
 
 /// Where the workspace is, and the working directory.
 const WORKSPACE: &str = "/workspace";
@@ -46,28 +46,23 @@ pub(crate) fn image(agent: &Agent, policy: &Policy) -> String {
 }
 
 /// What must not be shown: secrets, and the values of sensitive variables.
-pub(crate) fn redactor(agent: &Agent, policy: &Policy) -> Redactor {
+pub(crate) fn secrets(agent: &Agent, policy: &Policy) -> Vec<SecretBytes> {
     let sensitive = |name: &String| policy.sensitive_env_vars.contains(name);
-    let forwarded: Vec<String> = policy
+    let forwarded = policy
         .allowed_env_vars
         .iter()
         .filter(|name| sensitive(name))
-        .filter_map(|name| std::env::var(name).ok())
-        .collect();
+        .filter_map(|name| std::env::var(name).ok());
     let given = agent
         .env
         .iter()
         .map(|(name, value)| (name, value))
         .chain(&policy.env_vars);
-    let values = given.filter(|(name, _)| sensitive(name)).map(|(_, value)| value);
-    Redactor::new(
-        agent
-            .secrets
-            .iter()
-            .map(|secret| secret.value.expose())
-            .chain(values.map(|value| value.as_bytes()))
-            .chain(forwarded.iter().map(|value| value.as_bytes())),
-    )
+    let values = given
+        .filter(|(name, _)| sensitive(name))
+        .map(|(_, value)| value.clone());
+    let secrets = agent.secrets.iter().map(|secret| secret.value.clone());
+    secrets.chain(values.chain(forwarded).map(SecretBytes::new)).collect()
 }
 
 /// The policy with the agent's own image and environment in it, so that the validator decides what is really used.

@@ -6,6 +6,7 @@ use agents_core::{
     AuditEvent, Capture, Captured, ContainerHandle, ContainerRuntime, Error, EventType, ExecControl, ExecEvent,
     ExecInput, ExecSession, Exit, KillReason, Policy, Result,
 };
+use agents_layers::audit::{RedactedStream, Redactor, Trail};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use tokio::{
@@ -15,12 +16,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    Input, Observer, OutputStream,
-    audit::Auditor,
-    log::LogWriter,
-    redact::{RedactedStream, Redactor},
-};
+use crate::{Input, Observer, OutputStream, log::LogWriter};
 
 /// The runtime keeps the deadline; this is how long after it we kill ourselves.
 const DEADLINE_GRACE: Duration = Duration::from_secs(2);
@@ -103,7 +99,7 @@ pub(crate) struct Pumped {
 
 /// A running process and all that belongs to it.
 pub(crate) struct Pump<'a> {
-    pub(crate) auditor: &'a Auditor,
+    pub(crate) trail: &'a Trail,
     pub(crate) interrupt: &'a CancellationToken,
     pub(crate) sinks: &'a mut Sinks,
     pub(crate) deadline: Option<Duration>,
@@ -128,7 +124,7 @@ impl Pump<'_> {
         let mut start_recorded = false;
         let record_start = async {
             sleep(START_RECORD_DELAY).await;
-            self.auditor.emit(self.start_events).await
+            self.trail.record(self.start_events).await
         };
         tokio::pin!(record_start);
         let exit = loop {
@@ -258,7 +254,7 @@ pub(crate) async fn monitor(
     runtime: Arc<dyn ContainerRuntime>,
     container: ContainerHandle,
     policy: Policy,
-    auditor: Auditor,
+    trail: Trail,
     observer: Option<Arc<dyn Observer>>,
 ) {
     let interval = Duration::from_secs_f64(policy.resource_monitor_interval);
@@ -290,7 +286,7 @@ pub(crate) async fn monitor(
             let now_above = percent.is_some_and(|percent| percent >= threshold);
             if now_above && !*above {
                 events.push(
-                    auditor
+                    trail
                         .event(EventType::ResourceLimitExceeded)
                         .with_fact("violation_type", violation)
                         .with_fact("percent", percent)
@@ -300,7 +296,7 @@ pub(crate) async fn monitor(
             *above = now_above;
         }
         if !events.is_empty()
-            && let Err(error) = auditor.emit(events).await
+            && let Err(error) = trail.record(events).await
             && let Some(observer) = &observer
         {
             observer.warning(&format!(

@@ -1,6 +1,7 @@
 //! What is on disk.
 //!
 //! ```text
+//! audit.key                 the key of the HMACs that stand in the place of secrets in the trail
 //! active/ID.json            the ownership record of a session that has not ended
 //! sessions/ID/              the session's folder; making it claims the identifier
 //!     .active.json          the ownership record while it is written
@@ -26,6 +27,7 @@ use std::{
 use agents_core::{
     AgentId, AuditEvent, ContainerHandle, ContainerId, ContainerInfo, Error, ErrorKind, Result, SessionId,
 };
+use agents_layers::audit::Scope;
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -153,6 +155,14 @@ pub(crate) struct Record {
 }
 
 impl Record {
+    /// Whose operations those of the session are. Its secrets are known to its owner alone.
+    pub(crate) fn scope(&self) -> Scope {
+        Scope::new()
+            .with_session(Some(self.session_id.clone()))
+            .with_agent(Some(self.agent_id.clone()))
+            .with_user(self.user_id.clone())
+    }
+
     pub(crate) fn info(&self, container: Option<&ContainerNote>) -> SessionInfo {
         let alive = self.owner.as_ref().is_some_and(Owner::is_alive);
         SessionInfo {

@@ -11,6 +11,7 @@ use agents_core::{
     ArtifactInfo, ByteStream, ContainerHandle, ContainerStats, CopyFromRequest, CopyToRequest, Error, ErrorKind,
     EventType, ExecControl, ExecEvent, ExecRequest, ExecSession, Exit, KillReason, Process, Result, SessionId,
 };
+use agents_layers::audit::Trail;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -20,7 +21,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::{
     AgentResult, Engine, RefusedArtifact, SessionInfo, SessionRequest,
     active::{Active, Outcome},
-    audit::Auditor,
+    audit::Recorded,
     blocking,
     collect::Collected,
     extract::{Export, ExportDir, Extractor, Limits},
@@ -79,7 +80,7 @@ pub struct Snapshot {
 #[derive(Clone, Debug)]
 pub struct SessionHandle {
     pub(crate) engine: Engine,
-    pub(crate) auditor: Auditor,
+    pub(crate) recorded: Recorded,
     pub(crate) info: SessionInfo,
     pub(crate) container: ContainerHandle,
     /// Of processes that are given none.
@@ -108,46 +109,42 @@ impl SessionHandle {
     ///
     /// The audit sink's, when the intent cannot be recorded; the runtime's.
     pub async fn exec(&self, process: Process, deadline: Option<Duration>) -> Result<ExecSession> {
-        let runtime = &self.engine.adapters().runtime;
+        let Recorded { adapters, trail } = &self.recorded;
+        let runtime = &adapters.runtime;
         plan::check_tty(&process, &runtime.capabilities())?;
-        let launched = self
-            .auditor
+        let launched = trail
             .event(EventType::AgentLaunched)
-            .with_fact("command", process.command.clone())
+            .with_fact("command", trail.command(&process.command))
             .with_fact("exec", true);
-        let started = self.auditor.event(EventType::AgentStarted).with_fact("exec", true);
-        let mut first = vec![launched];
+        let started = trail.event(EventType::AgentStarted).with_fact("exec", true);
+        trail.note(launched);
         if process.tty.is_some() {
-            first.push(self.auditor.event(EventType::AgentInteractiveStart));
+            trail.note(trail.event(EventType::AgentInteractiveStart));
         }
-        self.auditor.emit(first).await?;
         let request = ExecRequest::new(self.container.clone(), process).with_deadline(deadline.or(self.deadline));
         let mut session = match runtime.exec(request).await {
             Ok(session) => session,
             Err(error) => {
-                let failed = self
-                    .auditor
-                    .event(EventType::AgentFailed)
-                    .with_fact("error", error.report());
-                self.auditor.emit(vec![failed]).await?;
+                let failed = trail.event(EventType::AgentFailed).with_fact("error", error.report());
+                trail.record([failed]).await?;
                 return Err(error);
             }
         };
         let control = Control(session.control());
         let stdin = session.take_stdin();
-        let state = Some((session, self.auditor.clone(), started));
+        let state = Some((session, trail.clone(), started));
         let events = futures_util::stream::unfold(state, |state| async {
-            let (mut session, auditor, started) = state?;
+            let (mut session, trail, started) = state?;
             match session.next().await? {
                 Ok(ExecEvent::Exit(exit)) => {
-                    let mut events = vec![ended(&auditor, &exit)];
+                    let mut events = vec![ended(&trail, &exit)];
                     if !matches!(exit, Exit::NotStarted { .. }) {
                         events.insert(0, started);
                     }
-                    let recorded = auditor.emit(events).await;
+                    let recorded = trail.record(events).await;
                     Some((recorded.map(|()| ExecEvent::Exit(exit)), None))
                 }
-                other => Some((other, Some((session, auditor, started)))),
+                other => Some((other, Some((session, trail, started)))),
             }
         });
         Ok(ExecSession::new(events.boxed(), stdin, Arc::new(control)))
@@ -160,7 +157,13 @@ impl SessionHandle {
     ///
     /// `NotFound` when the source, or the folder that the destination is in, does not exist; the runtime's.
     pub async fn upload(&self, source: Upload, destination: &str) -> Result<()> {
-        let runtime = &self.engine.adapters().runtime;
+        let uploaded = self.copy_into(source, destination).await;
+        // The caller may be the last to do anything in this process.
+        uploaded.and(self.recorded.trail.flush().await)
+    }
+
+    async fn copy_into(&self, source: Upload, destination: &str) -> Result<()> {
+        let runtime = &self.recorded.adapters.runtime;
         let copy = |folder: &str, archive| runtime.copy_to(CopyToRequest::new(self.container.clone(), folder, archive));
         let path = match source {
             Upload::Tar(archive) => return copy(destination, archive).await,
@@ -194,7 +197,7 @@ impl SessionHandle {
         let Some((_, root)) = path.rsplit_once('/').filter(|(_, root)| !root.is_empty()) else {
             return Err(Error::invalid("name an absolute path below /").with_context("path", path));
         };
-        let runtime = &self.engine.adapters().runtime;
+        let runtime = &self.recorded.adapters.runtime;
         let quiesce = runtime.capabilities().quiesce.is_enforced();
         let request = CopyFromRequest::new(self.container.clone(), path).with_quiesce(quiesce);
         let archive = runtime.copy_from(request).await?;
@@ -212,6 +215,7 @@ impl SessionHandle {
             downloaded.bytes += file.size;
         }
         downloaded.refused = std::mem::take(&mut extractor.refusals).finish();
+        self.recorded.trail.flush().await?;
         Ok(downloaded)
     }
 
@@ -221,7 +225,7 @@ impl SessionHandle {
     ///
     /// The runtime's.
     pub async fn stats(&self) -> Result<ContainerStats> {
-        self.engine.adapters().runtime.stats(&self.container).await
+        self.recorded.adapters.runtime.stats(&self.container).await
     }
 
     /// As [`Engine::stop`].
@@ -234,13 +238,13 @@ impl SessionHandle {
     }
 }
 
-fn ended(auditor: &Auditor, exit: &Exit) -> agents_core::AuditEvent {
+fn ended(trail: &Trail, exit: &Exit) -> agents_core::AuditEvent {
     let event_type = match exit {
         Exit::Deadline => EventType::AgentTimeout,
         _ if exit.is_success() => EventType::AgentCompleted,
         _ => EventType::AgentFailed,
     };
-    auditor
+    trail
         .event(event_type)
         .with_fact("exec", true)
         .with_fact("ending", serde_json::json!(exit))
@@ -358,7 +362,7 @@ impl Session {
                 return Err(error);
             }
         };
-        let container = match active.provision(plan.request, Vec::new()).await {
+        let container = match active.provision_idle(plan.request).await {
             Ok(container) => container,
             Err(outcome) => {
                 let result = active.close(outcome).await;
@@ -373,7 +377,7 @@ impl Session {
         info.container_id = Some(container.id.clone());
         let handle = SessionHandle {
             engine: engine.clone(),
-            auditor: active.auditor.clone(),
+            recorded: active.recorded.clone(),
             info,
             container: container.clone(),
             deadline: active.deadline(),
@@ -449,9 +453,7 @@ impl Session {
         };
         let mut collected = Collected::default();
         active.take_artifacts(&mut collected).await;
-        if !collected.events.is_empty() {
-            active.auditor.emit(std::mem::take(&mut collected.events)).await?;
-        }
+        active.recorded.trail.flush().await?;
         match collected.error {
             Some(error) => Err(error),
             None => Ok(Snapshot {

@@ -7,9 +7,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agents_core::{ErrorKind, EventType, Exit, Finding, Mount, Secret, SecretBytes, SessionId};
+use agents_core::{
+    AuditClass, AuditSettings, ErrorKind, EventType, Exit, Finding, Mount, Requirement, Secret, SecretBytes, SessionId,
+};
 use agents_session::{
-    Agent, CancellationToken, Input, Observer, OutputStream, Phase, PhaseState, RunStatus, SessionRequest,
+    Agent, CancellationToken, Engine, Input, Observer, OutputStream, Phase, PhaseState, RunStatus, SessionRequest,
     SessionStatus,
 };
 use async_trait::async_trait;
@@ -80,7 +82,18 @@ async fn a_good_run_completes_and_leaves_nothing_but_its_record() {
             SessionClosed,
         ]
     );
-    assert_eq!(world.audit.calls.load(Ordering::SeqCst), 4, "durable appends are dear");
+    let succeeded = |name: &str| (name.to_owned(), "succeeded".to_owned());
+    let operations = [
+        "policy.enforce",
+        "policy.validate",
+        "runtime.provision",
+        "runtime.start",
+        "runtime.copy_from",
+        "storage.store",
+        "storage.store",
+        "runtime.destroy",
+    ];
+    assert_eq!(world.audit.operations(), operations.map(succeeded));
     let effective = &world.audit.of(ContainerCreated)[0].payload["effective"];
     assert!(
         effective
@@ -111,6 +124,15 @@ async fn a_good_run_completes_and_leaves_nothing_but_its_record() {
             (OutputStream::Stderr, "oops\n".into())
         ]
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_needs_few_durable_appends() {
+    let world = World::new([Script::steps([Step::Out("x"), exit(0)])]);
+    let result = world.engine.run(request()).await.unwrap();
+    assert_eq!(result.status, RunStatus::Completed, "{result:?}");
+    // Before provision, start and copy, beside destroy, and at the end.
+    assert_eq!(world.audit.calls.load(Ordering::SeqCst), 5);
 }
 
 #[tokio::test]
@@ -455,9 +477,9 @@ async fn retries_end_with_the_last_failure_and_never_follow_a_deadline() {
 #[tokio::test]
 async fn no_record_no_action() {
     let output = archive(&[("a", b"a")]);
-    // Every call of a retried run is refused once, from there on for good or only for a while.
+    // Every call of a retried run is refused, from there on for good or only for once.
     for refuse_count in [usize::MAX, 1] {
-        for call in 1..=9 {
+        for call in 1..=14 {
             let world = World::new([
                 Script::steps([exit(1)]),
                 Script::steps([Step::Out("x"), Step::Wait(Duration::from_millis(80)), exit(0)]).output(output.clone()),
@@ -472,32 +494,107 @@ async fn no_record_no_action() {
             let calls = world.audit.calls.load(Ordering::SeqCst);
             let what = format!("call {call} refused {refuse_count} times, of {calls}: {result:?}");
             assert!(world.runtime.containers().is_empty(), "{what}");
+            // Nothing was done whose intent is not on record.
+            let intended = |operation: &str| {
+                let mut intents = world.audit.of(EventType::OperationIntended);
+                intents.retain(|event| event.payload["operation"] == operation);
+                intents.len()
+            };
+            assert!(
+                world.runtime.requests.lock().unwrap().len() <= intended("runtime.provision"),
+                "{what}"
+            );
+            assert!(
+                world.runtime.quiesced.lock().unwrap().len() <= intended("runtime.copy_from"),
+                "{what}"
+            );
+            assert!(
+                world.storage.artifacts.lock().unwrap().len() <= intended("storage.store"),
+                "{what}"
+            );
             if calls < call {
                 assert_eq!(result.status, RunStatus::Completed, "{what}");
-                assert!(call > 7, "{what}");
-                continue;
+                assert!(call > 9, "{what}");
+            } else if refuse_count == usize::MAX {
+                assert_ne!(result.status, RunStatus::Completed, "{what}");
             }
-            assert_ne!(result.status, RunStatus::Completed, "{what}");
-            let error = result.error.clone().unwrap();
-            assert!(error.contains("audit"), "{what}");
+            if result.status == RunStatus::Completed {
+                // What nobody waits for may be refused, and is there in the end all the same.
+                let expected = ["runtime.provision", "runtime.start", "runtime.destroy"].map(|name| (name, 2));
+                assert!(expected.iter().all(|(name, count)| intended(name) == *count), "{what}");
+                assert!(
+                    world
+                        .audit
+                        .operations()
+                        .iter()
+                        .all(|(_, outcome)| outcome == "succeeded"),
+                    "{what}"
+                );
+            } else {
+                let error = result.error.clone().unwrap();
+                assert!(error.contains("nothing is done without a record"), "{what}");
+            }
             if call == 1 {
                 assert!(world.runtime.requests.lock().unwrap().is_empty(), "{what}");
                 assert_eq!(result.status, RunStatus::Refused);
+                assert_eq!(result.error_kind, Some(ErrorKind::ResourceExhausted));
             }
             if call == 2 {
                 assert_eq!(result.attempts, 1);
                 assert_eq!(result.status, RunStatus::Refused, "the agent was not started: {what}");
             }
-            if call < 7 {
-                assert!(world.storage.artifacts.lock().unwrap().is_empty(), "{what}");
-            }
             // What could not be put on record is put there by the next clean-up.
             world.audit.refuse_from.store(usize::MAX, Ordering::SeqCst);
             world.elsewhere().recover().await.unwrap();
             assert_eq!(world.audit.of(EventType::SessionClosed).len(), 1, "{what}");
+            world.audit.operations();
             assert!(world.active().is_empty(), "{what}");
         }
     }
+}
+
+#[tokio::test]
+async fn best_effort_goes_on_and_the_losses_are_told() {
+    let all = |settings: AuditSettings, class| settings.with_class(class, Requirement::BestEffort);
+    let settings = AuditClass::ALL.into_iter().fold(AuditSettings::new(), all);
+    let world = World::new([Script::steps([exit(0)]).output(archive(&[("a", b"a")]))]);
+    let config = world.engine.config().clone().with_audit(settings);
+    let engine = Engine::new(world.engine.adapters().clone(), config).unwrap();
+    world.audit.refuse_from.store(1, Ordering::SeqCst);
+    let result = engine.run(request()).await.unwrap();
+    assert_eq!(
+        (result.status, result.artifacts.len()),
+        (RunStatus::Completed, 1),
+        "{result:?}"
+    );
+    assert!(world.audit.types().is_empty() && world.active().is_empty());
+
+    let world = World::new([Script::steps([exit(0)]).output(archive(&[("a", b"a")]))]);
+    let settings = AuditSettings::new().with_class(AuditClass::Store, Requirement::BestEffort);
+    let config = world.engine.config().clone().with_audit(settings);
+    let engine = Engine::new(world.engine.adapters().clone(), config).unwrap();
+    world.audit.refuse_operation("storage.store");
+    let result = engine.run(request()).await.unwrap();
+    assert_eq!(result.status, RunStatus::Completed, "{result:?}");
+    let closed = world.audit.of(EventType::SessionClosed);
+    assert_eq!(
+        closed[0].payload["audit_losses"],
+        json!({"store": 1}),
+        "the intent; the outcome comes later"
+    );
+}
+
+#[tokio::test]
+async fn a_key_that_was_not_resolved_is_no_key() {
+    let world = World::new([]);
+    let settings = AuditSettings::new().with_key(Some("env:AUDIT_KEY".parse().unwrap()));
+    let config = world.engine.config().clone().with_audit(settings);
+    let error = Engine::new(world.engine.adapters().clone(), config.clone()).unwrap_err();
+    assert!(error.to_string().contains("env:AUDIT_KEY was not resolved"), "{error}");
+    let key = Some(SecretBytes::new("sixteen bytes or more"));
+    Engine::new(world.engine.adapters().clone(), config.clone().with_audit_key(key)).unwrap();
+    let key = Some(SecretBytes::new("short"));
+    Engine::new(world.engine.adapters().clone(), config.with_audit_key(key)).unwrap_err();
 }
 
 #[tokio::test]
@@ -833,6 +930,10 @@ async fn secrets_are_hidden_in_everything_that_is_kept() {
         world.engine.inspect(&result.session_id).await.unwrap()
     ));
     assert!(kept.contains("the token is [redacted]!"));
+    assert!(
+        world.audit.text().contains("[\"echo\",\"hmac-sha256:"),
+        "equal secrets can be told"
+    );
     for secret in ["s3cret-value", "hunter22"] {
         assert!(!kept.contains(secret), "{secret}");
     }

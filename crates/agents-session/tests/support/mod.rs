@@ -506,6 +506,8 @@ pub struct FakeAudit {
     pub refuse_from: AtomicUsize,
     /// Refuses this many calls then.
     pub refuse_count: AtomicUsize,
+    /// Refuses the intents of this operation.
+    pub refused_operation: Mutex<Option<&'static str>>,
 }
 
 impl Default for FakeAudit {
@@ -515,18 +517,28 @@ impl Default for FakeAudit {
             calls: AtomicUsize::new(0),
             refuse_from: AtomicUsize::new(usize::MAX),
             refuse_count: AtomicUsize::new(usize::MAX),
+            refused_operation: Mutex::default(),
         }
     }
 }
 
 impl FakeAudit {
+    pub fn refuse_operation(&self, operation: &'static str) {
+        *self.refused_operation.lock().unwrap() = Some(operation);
+    }
+
+    /// What happened, without the operations that made it happen.
     pub fn types(&self) -> Vec<EventType> {
-        self.events
-            .lock()
-            .unwrap()
-            .iter()
-            .map(|event| event.event_type)
+        let events = self.events.lock().unwrap();
+        let types = events.iter().map(|event| event.event_type);
+        types
+            .filter(|known| !matches!(known, EventType::OperationIntended | EventType::OperationEnded))
             .collect()
+    }
+
+    /// The operations in the order of their intents, each with its only outcome.
+    pub fn operations(&self) -> Vec<(String, String)> {
+        operations(&self.events.lock().unwrap())
     }
 
     pub fn of(&self, event_type: EventType) -> Vec<AuditEvent> {
@@ -543,13 +555,37 @@ impl FakeAudit {
     }
 }
 
+/// The operations of a trail in the order of their intents, each with its only outcome.
+pub fn operations(events: &[AuditEvent]) -> Vec<(String, String)> {
+    let text = |event: &AuditEvent, key: &str| event.payload[key].as_str().unwrap().to_owned();
+    let mut outcomes: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut intents = Vec::new();
+    for event in events {
+        match event.event_type {
+            EventType::OperationIntended => intents.push((text(event, "operation_id"), text(event, "operation"))),
+            EventType::OperationEnded => {
+                let outcome = text(event, "outcome");
+                outcomes.entry(text(event, "operation_id")).or_default().push(outcome);
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(intents.len(), outcomes.len(), "{events:#?}");
+    let pair = |(id, operation): (String, String)| {
+        let outcomes = outcomes.get(&id).map_or(&[][..], Vec::as_slice);
+        assert_eq!(outcomes.len(), 1, "{operation} {id}: {events:#?}");
+        (operation, outcomes[0].clone())
+    };
+    intents.into_iter().map(pair).collect()
+}
+
 #[async_trait]
 impl AuditLogger for FakeAudit {
     fn info(&self) -> AdapterInfo {
         AdapterInfo::new("fake", "0")
     }
     fn capabilities(&self) -> AuditCapabilities {
-        AuditCapabilities::none()
+        AuditCapabilities::none().with_query(true)
     }
     async fn check_availability(&self) -> Result<Availability> {
         Ok(Availability::ready())
@@ -566,17 +602,26 @@ impl AuditLogger for FakeAudit {
         if call >= from && call - from < self.refuse_count.load(Ordering::SeqCst) {
             return Err(Error::new(ErrorKind::ResourceExhausted, "the audit disk is full"));
         }
+        let refused = *self.refused_operation.lock().unwrap();
         let mut trail = self.events.lock().unwrap();
-        let count = events.len();
+        let mut results = Vec::new();
         for event in events {
+            let is_intent = event.event_type == EventType::OperationIntended;
+            if is_intent && refused.is_some_and(|operation| event.payload["operation"] == operation) {
+                results.push(Err(Error::new(ErrorKind::ResourceExhausted, "the audit disk is full")));
+                continue;
+            }
             if !trail.iter().any(|known| known.event_id == event.event_id) {
                 trail.push(event);
             }
+            results.push(Ok(()));
         }
-        Ok((0..count).map(|_| Ok(())).collect())
+        Ok(results)
     }
-    async fn query(&self, _: AuditQuery) -> Result<AuditPage> {
-        Err(Error::unsupported("not needed"))
+    async fn query(&self, query: AuditQuery) -> Result<AuditPage> {
+        let mut events = self.events.lock().unwrap().clone();
+        events.retain(|event| query.matches(event));
+        Ok(AuditPage { events, next: None })
     }
     async fn flush(&self) -> Result<()> {
         Ok(())
