@@ -17,7 +17,7 @@ use agents_sdk::{
         ArtifactInfo, ArtifactName, AuditEvent, Body, DeleteRequest, Error, EventType, Result, RetrieveRequest,
         SessionId, StorageBackendExt, StoreRequest,
     },
-    session::{CancellationToken, Engine, OutputStream},
+    session::{CancellationToken, Engine, OutputStream, Recorded, Scope, Trail},
 };
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
@@ -68,12 +68,32 @@ async fn session(engine: &Engine, text: &str) -> Result<SessionId> {
     }
 }
 
-async fn record(engine: &Engine, event: EventType, artifact: &ArtifactInfo) -> Result<()> {
-    engine.adapters().audit.emit(event_of(event, artifact)).await
+/// The adapters with what is done to a session's artifacts on record.
+fn recorded(engine: &Engine, session: &SessionId) -> Recorded {
+    engine.recorded(Scope::new().with_session(Some(session.clone())))
 }
 
-fn event_of(event: EventType, artifact: &ArtifactInfo) -> AuditEvent {
-    AuditEvent::now(event)
+/// What came of an operation. A failure is on record before it is told, since nothing may follow it in this process.
+async fn done<T>(trail: &Trail, result: Result<T>) -> Result<T> {
+    if result.is_err() {
+        // When the sink fails as well, the operation's own error is the one to tell.
+        let _ = trail.flush().await;
+    }
+    result
+}
+
+/// Puts it on record that this happened to artifacts, with all that was done for it.
+async fn record(trail: &Trail, event: EventType, artifacts: &[ArtifactInfo]) -> Result<()> {
+    let events: Vec<_> = artifacts
+        .iter()
+        .map(|artifact| event_of(trail, event, artifact))
+        .collect();
+    trail.record(events).await
+}
+
+fn event_of(trail: &Trail, event: EventType, artifact: &ArtifactInfo) -> AuditEvent {
+    trail
+        .event(event)
         .with_session(artifact.session_id.clone())
         .with_fact("name", artifact.name.as_str())
         .with_fact("uri", artifact.uri.as_str())
@@ -154,9 +174,9 @@ async fn get(context: &Context, args: &GetArgs) -> Outcome {
     let engine = engine(context, &args.storage).await?;
     let id = session(&engine, &args.session).await?;
     let artifact = newest(&engine, &id, &name, args.version).await?;
-    record(&engine, EventType::ArtifactRetrieved, &artifact).await?;
-    let retrieved = engine
-        .adapters()
+    let Recorded { adapters, trail, .. } = recorded(&engine, &id);
+    record(&trail, EventType::ArtifactRetrieved, std::slice::from_ref(&artifact)).await?;
+    let retrieved = adapters
         .storage
         .retrieve(RetrieveRequest::new(artifact.uri.as_str()))
         .await?;
@@ -275,12 +295,13 @@ async fn put(context: &Context, args: &PutArgs) -> Outcome {
         .map_err(move |error| Error::io(format!("cannot read {}", path.display()), error))
         .boxed();
     let bar = Bar::new(context, "put", size);
+    let Recorded { adapters, trail, .. } = recorded(&engine, &id);
     let request = StoreRequest::new(id, name, Body::from_stream(bar.count(content), size))
         .with_content_type(args.about.content_type.clone())
         .with_metadata(args.about.metadata.iter().cloned().collect());
-    let artifact = engine.adapters().storage.store(request).await?;
+    let artifact = done(&trail, adapters.storage.store(request).await).await?;
     drop(bar);
-    record(&engine, EventType::ArtifactStored, &artifact).await?;
+    record(&trail, EventType::ArtifactStored, std::slice::from_ref(&artifact)).await?;
     match context.json() {
         true => output::json(&artifact)?,
         false => output::text(&format!("{}\n", one_line(&artifact.uri)))?,
@@ -292,11 +313,10 @@ async fn rm(context: &Context, args: &RmArgs) -> Outcome {
     let name = args.name.as_deref().map(ArtifactName::new).transpose()?;
     let engine = engine(context, &args.storage).await?;
     let id = session(&engine, &args.session).await?;
+    let Recorded { adapters, trail, .. } = recorded(&engine, &id);
     let request = DeleteRequest::new(id).with_name(name);
-    let deleted = engine.adapters().storage.delete(request).await?;
-    for artifact in &deleted {
-        record(&engine, EventType::ArtifactDeleted, artifact).await?;
-    }
+    let deleted = done(&trail, adapters.storage.delete(request).await).await?;
+    record(&trail, EventType::ArtifactDeleted, &deleted).await?;
     if context.json() {
         output::json(&deleted)?;
     } else if deleted.is_empty() && !context.common.quiet {

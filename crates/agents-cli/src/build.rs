@@ -1,6 +1,9 @@
 //! `agents build`.
 
-use agents_sdk::core::{BuildImageRequest, ProgressListener, ProvisionProgress};
+use agents_sdk::{
+    core::{BuildImageRequest, ProgressListener, ProvisionProgress},
+    session::Scope,
+};
 use serde_json::json;
 
 use crate::{
@@ -28,7 +31,10 @@ pub(crate) async fn build(context: &Context, args: &BuildArgs) -> Outcome {
                 output::note(&one_line(line.trim_end()));
             }
         })));
-    let image = engine.adapters().runtime.build_image(request).await?;
+    let recorded = engine.recorded(Scope::new());
+    let built = recorded.adapters.runtime.build_image(request).await;
+    recorded.trail.flush().await?;
+    let image = built?;
     if context.json() {
         output::json(&json!({"image": image}))?;
     } else {

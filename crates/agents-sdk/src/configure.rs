@@ -4,7 +4,8 @@ use std::{path::PathBuf, sync::Arc};
 
 use agents_config::{Config, Dirs, Environment, Kind, Loader, LocalSecrets, Registry};
 use agents_core::{
-    AuditLogger, BuildContext, ContainerRuntime, Error, Layer, PolicyValidator, Result, SecretResolver, StorageBackend,
+    AuditLogger, AuditSettings, BuildContext, ContainerRuntime, Error, Layer, PolicyValidator, Result, SecretResolver,
+    StorageBackend,
 };
 use agents_session::{Engine, EngineConfig};
 use serde_json::Value;
@@ -100,6 +101,12 @@ impl Configure {
             AdapterChoice::Type(name) => self.loader.with_type(Kind::AuditLogger, name),
             AdapterChoice::Ready(adapter) => self.loader.with_audit(adapter),
         };
+        self
+    }
+
+    /// Sets what must be on record before it is done, and how much of it is shown.
+    pub fn with_audit_settings(mut self, settings: AuditSettings) -> Self {
+        self.loader = self.loader.with_audit_settings(settings);
         self
     }
 
@@ -211,6 +218,14 @@ impl Loaded {
     pub async fn build(self) -> Result<Engine> {
         self.dirs.create_state()?;
         let context = BuildContext::new(&self.dirs.state, &self.dirs.data, self.secrets);
+        let audit = self.config.audit_settings().clone();
+        let audit_key = match &audit.key {
+            Some(reference) => {
+                let resolved = context.secrets.resolve(reference).await;
+                Some(resolved.map_err(|error| error.with_context("key", "audit_trail.key"))?)
+            }
+            None => None,
+        };
         let built = self.config.build(&context).await?;
         for note in &built.notes {
             tracing::debug!("{note}");
@@ -219,7 +234,10 @@ impl Loaded {
             .layers
             .iter()
             .fold(built.adapters, |adapters, layer| adapters.layer(layer.as_ref()));
-        Engine::new(adapters, EngineConfig::new(self.dirs.state))
+        let config = EngineConfig::new(self.dirs.state)
+            .with_audit(audit)
+            .with_audit_key(audit_key);
+        Engine::new(adapters, config)
     }
 
     pub(crate) fn trace_warnings(&self) {

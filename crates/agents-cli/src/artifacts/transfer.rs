@@ -5,7 +5,7 @@ use std::sync::Arc;
 use agents_sdk::{
     core::{ArtifactInfo, EventType, Result, SessionId, StorageBackend},
     session::{
-        Engine,
+        Engine, Recorded, Scope,
         transfer::{self, CopyOptions, CopyReport, RetainOptions, VerifyReport},
     },
 };
@@ -15,7 +15,7 @@ use serde_json::json;
 use super::{
     args::{BackupArgs, CopyArgs, PruneArgs, RestoreArgs, VerifyArgs},
     bar::Bar,
-    engine, place, record, session,
+    done, engine, place, record, recorded, session,
 };
 use crate::{
     args::Adapters,
@@ -110,21 +110,22 @@ impl<'a> Copier<'a> {
     }
 
     async fn all(&self, sessions: Vec<SessionId>) -> Result<CopyReport> {
-        let (from, to) = (self.from.as_ref(), self.to.as_ref());
+        let from = self.from.as_ref();
         let bar = Bar::new(self.context, self.doing, None);
         let progress = bar.listen();
         let mut report = CopyReport::default();
         for (index, session) in sessions.iter().enumerate() {
             if index == 0 {
-                place::refuse_same(from, to, session).await?;
+                place::refuse_same(from, self.to.as_ref(), session).await?;
             }
-            let one = transfer::copy_session(from, to, session, &self.options, Arc::clone(&progress))
+            let recorded = recorded(self.engine, session);
+            let to = recorded.storage(Arc::clone(&self.to));
+            let copied = transfer::copy_session(from, to.as_ref(), session, &self.options, Arc::clone(&progress)).await;
+            let one = done(&recorded.trail, copied)
                 .await
                 .map_err(|error| error.with_context("session", session))?;
             // Session by session, so that an interrupted copy leaves few that the trail does not know.
-            for artifact in &one.copied {
-                record(self.engine, EventType::ArtifactStored, artifact).await?;
-            }
+            record(&recorded.trail, EventType::ArtifactStored, &one.copied).await?;
             report.copied.extend(one.copied);
             report.skipped += one.skipped;
             report.bytes += one.bytes;
@@ -230,11 +231,10 @@ fn tell_verified(context: &Context, report: &VerifyReport) -> Outcome {
 pub(super) async fn prune(context: &Context, args: &PruneArgs) -> Outcome {
     let engine = engine(context, &args.storage).await?;
     let options = RetainOptions::new(args.older_than).with_dry_run(args.dry_run);
-    let report = transfer::retain(engine.adapters().storage.as_ref(), &options).await?;
+    let Recorded { adapters, trail, .. } = engine.recorded(Scope::new());
+    let report = done(&trail, transfer::retain(adapters.storage.as_ref(), &options).await).await?;
     if !args.dry_run {
-        for artifact in &report.removed {
-            record(&engine, EventType::ArtifactDeleted, artifact).await?;
-        }
+        record(&trail, EventType::ArtifactDeleted, &report.removed).await?;
     }
     if context.json() {
         output::json(&report)?;

@@ -1,11 +1,11 @@
 //! `agents artifacts url`.
 
 use agents_sdk::core::{ArtifactInfo, ArtifactName, EventType, PresignPutRequest, PresignedPut, SessionId};
-use agents_sdk::session::Engine;
+use agents_sdk::session::{Engine, Recorded, Trail};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 
-use super::{args::UrlArgs, engine, event_of, newest, session};
+use super::{args::UrlArgs, done, engine, event_of, newest, recorded, session};
 use crate::{
     context::Context,
     failure::Outcome,
@@ -34,8 +34,9 @@ fn end(args: &UrlArgs) -> Option<Timestamp> {
 async fn get(context: &Context, args: &UrlArgs, engine: &Engine, id: &SessionId, name: &ArtifactName) -> Outcome {
     let artifact = newest(engine, id, name, args.version).await?;
     let expires_at = end(args);
-    let url = engine.adapters().storage.presign(&artifact.uri, args.expires).await?;
-    grant(engine, EventType::ArtifactRetrieved, &artifact, expires_at).await?;
+    let Recorded { adapters, trail, .. } = recorded(engine, id);
+    let url = done(&trail, adapters.storage.presign(&artifact.uri, args.expires).await).await?;
+    grant(&trail, EventType::ArtifactRetrieved, &artifact, expires_at).await?;
     match context.json() {
         true => output::json(&json!({"url": url, "expires_at": expires_at, "artifact": artifact}))?,
         false => output::text(&format!("{}\n", one_line(&url)))?,
@@ -55,7 +56,8 @@ async fn put(
     let request = PresignPutRequest::new(id.clone(), name.clone(), sha256, args.expires)
         .with_content_type(args.about.content_type.clone())
         .with_metadata(args.about.metadata.iter().cloned().collect());
-    let signed = engine.adapters().storage.presign_put(request).await?;
+    let Recorded { adapters, trail, .. } = recorded(engine, &id);
+    let signed = done(&trail, adapters.storage.presign_put(request).await).await?;
     let to_be = ArtifactInfo::new(
         id,
         name,
@@ -65,7 +67,7 @@ async fn put(
         signed.version,
         Timestamp::now(),
     );
-    grant(engine, EventType::ArtifactStored, &to_be, expires_at).await?;
+    grant(&trail, EventType::ArtifactStored, &to_be, expires_at).await?;
     match context.json() {
         true => output::json(&json!({
             "method": signed.method,
@@ -81,15 +83,15 @@ async fn put(
 }
 
 async fn grant(
-    engine: &Engine,
+    trail: &Trail,
     event: EventType,
     artifact: &ArtifactInfo,
     expires_at: Option<Timestamp>,
 ) -> agents_sdk::core::Result<()> {
-    let event = event_of(event, artifact)
+    let event = event_of(trail, event, artifact)
         .with_fact("expires_at", expires_at.map(|time| time.to_string()))
         .with_tag(TAG);
-    engine.adapters().audit.emit(event).await
+    trail.record([event]).await
 }
 
 /// The command that does the upload: the URL alone would not, since the headers are signed with it.
