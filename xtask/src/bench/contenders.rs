@@ -6,65 +6,127 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rustix::mount::{UnmountFlags, unmount};
 use serde_json::{Value, json};
 
+use super::engines;
 use crate::error::{Context, Result};
-use crate::scratch::Scratch;
-use crate::sh;
+use crate::{services, sh};
 
 /// The limits that `agents run` has by default; the others get the same.
-const MEMORY_MIB: u64 = 512;
-const PIDS: u64 = 256;
+pub(super) const MEMORY_MIB: u64 = 512;
+pub(super) const PIDS: u64 = 256;
+
+/// `agents run` may take this much of what `runc run` takes.
+const LIMIT: f64 = 1.5;
 
 /// One way to run the command.
 pub(super) struct Contender {
-    pub(super) name: &'static str,
+    pub(super) name: String,
+    /// What it is measured by.
+    pub(super) target: Option<Target>,
     /// The command for the next run.
     pub(super) command: Box<dyn Fn() -> Command>,
 }
 
+/// How fast a contender has to be.
+pub(super) struct Target {
+    /// The name of another contender.
+    pub(super) rival: String,
+    /// The most that it may take of what the rival takes.
+    pub(super) limit: f64,
+}
+
+impl Contender {
+    pub(super) fn new(name: impl Into<String>, target: Option<Target>, command: Box<dyn Fn() -> Command>) -> Self {
+        Self {
+            name: name.into(),
+            target,
+            command,
+        }
+    }
+
+    /// Whether it is `agents run`, which has to work.
+    pub(super) fn is_ours(&self) -> bool {
+        self.name.starts_with("agents ")
+    }
+}
+
 /// A tool that is not compared, and why.
 pub(super) struct Missing {
-    pub(super) name: &'static str,
+    pub(super) name: String,
     pub(super) reason: String,
 }
 
-pub(super) const AGENTS_HOST: &str = "agents run (host)";
-pub(super) const RUNC: &str = "runc run";
+const RUNC: &str = "runc run";
 
 /// Prepares everything that can run here.
 pub(super) fn prepare(agents: &Path, scratch: &Path) -> Result<(Vec<Contender>, Vec<Missing>)> {
     let rootfs = scratch.join("rootfs");
     make_rootfs(&rootfs)?;
+    let target = |limit| {
+        Some(Target {
+            rival: RUNC.to_owned(),
+            limit,
+        })
+    };
     let mut ready = vec![
-        agents_run(AGENTS_HOST, agents, scratch, Path::new("host")),
-        agents_run("agents run (busybox)", agents, scratch, &rootfs),
+        agents_run("agents run (host)", target(LIMIT), agents, scratch, "host"),
+        agents_run("agents run (busybox)", None, agents, scratch, &rootfs.to_string_lossy()),
     ];
     let mut missing = Vec::new();
-    for (name, prepared) in [
-        ("bwrap", bwrap(&rootfs)),
-        (RUNC, runc(&rootfs, scratch)),
-        ("podman run --rm", podman(&rootfs, scratch)),
-    ] {
+    let (mut add, mut miss) = (
+        |name: &str, command| ready.push(Contender::new(name, None, command)),
+        |name: &str, reason: &dyn std::fmt::Display| {
+            missing.push(Missing {
+                name: name.to_owned(),
+                reason: reason.to_string(),
+            });
+        },
+    );
+    for (name, prepared) in [("bwrap", bwrap(&rootfs)), (RUNC, runc(&rootfs, scratch))] {
         match prepared {
-            Ok(command) => ready.push(Contender { name, command }),
-            Err(error) => missing.push(Missing {
-                name,
-                reason: error.to_string(),
-            }),
+            Ok(command) => add(name, command),
+            Err(error) => miss(name, &error),
         }
     }
+    match runsc() {
+        Ok(program) => {
+            add("runsc run", bundle_run(&program, &rootfs, scratch)?);
+            add("agents run (gVisor)", sandboxed(&program, agents, scratch, &rootfs)?);
+        }
+        Err(error) => miss("runsc run", &error),
+    }
+    let (engines, absent) = engines::prepare(agents, scratch);
+    ready.extend(engines);
+    missing.extend(absent);
     Ok((ready, missing))
 }
 
-fn agents_run(name: &'static str, agents: &Path, scratch: &Path, image: &Path) -> Contender {
-    let (agents, scratch) = (agents.to_owned(), scratch.to_owned());
-    let image = image.to_string_lossy().into_owned();
-    Contender {
-        name,
-        command: Box::new(move || super::agents(&agents, &scratch, &["--image", &image, "--", "echo", "hello"])),
-    }
+fn agents_run(name: &str, target: Option<Target>, agents: &Path, scratch: &Path, image: &str) -> Contender {
+    let (agents, scratch, image) = (agents.to_owned(), scratch.to_owned(), image.to_owned());
+    let command = move || super::agents(&agents, &scratch, &["--image", &image, "--", "echo", "hello"]);
+    Contender::new(name, target, Box::new(command))
+}
+
+/// The `runsc` of `cargo xtask services`, or the one of the search path.
+fn runsc() -> Result<PathBuf> {
+    let built = services::env()?
+        .into_iter()
+        .find(|(variable, _)| variable == "AGENTS_TEST_RUNSC");
+    built.map_or_else(|| sh::need("runsc"), |(_, path)| Ok(PathBuf::from(path)))
+}
+
+/// `agents run` on the embedded runtime, under gVisor.
+fn sandboxed(runsc: &Path, agents: &Path, scratch: &Path, rootfs: &Path) -> Result<Box<dyn Fn() -> Command>> {
+    let policy = engines::gvisor_policy(scratch)?.to_string_lossy().into_owned();
+    let image = rootfs.to_string_lossy().into_owned();
+    let (runsc, agents, scratch) = (runsc.to_owned(), agents.to_owned(), scratch.to_owned());
+    Ok(Box::new(move || {
+        let words = ["--policy", &policy, "--image", &image, "--", "echo", "hello"];
+        let mut command = super::agents(&agents, &scratch, &words);
+        command.env("ISOLATED_AGENTS_RUNTIME_NATIVE_RUNSC", &runsc);
+        command
+    }))
 }
 
 fn bwrap(rootfs: &Path) -> Result<Box<dyn Fn() -> Command>> {
@@ -92,16 +154,21 @@ fn bwrap(rootfs: &Path) -> Result<Box<dyn Fn() -> Command>> {
 }
 
 fn runc(rootfs: &Path, scratch: &Path) -> Result<Box<dyn Fn() -> Command>> {
-    let program = sh::need("runc")?;
-    let bundle = scratch.join("bundle");
+    bundle_run(&sh::need("runc")?, rootfs, scratch)
+}
+
+/// An OCI runtime that runs a bundle without an engine.
+fn bundle_run(program: &Path, rootfs: &Path, scratch: &Path) -> Result<Box<dyn Fn() -> Command>> {
+    let name = program.file_name().unwrap_or_default().to_owned();
+    let bundle = scratch.join("bundle").join(&name);
     fs::create_dir_all(&bundle).context(|| format!("cannot create {}", bundle.display()))?;
-    sh::output(Command::new(&program).arg("spec").current_dir(&bundle))?;
+    sh::output(Command::new(program).arg("spec").current_dir(&bundle))?;
     let file = bundle.join("config.json");
     let text = fs::read_to_string(&file).context(|| format!("cannot read {}", file.display()))?;
     let mut config: Value = serde_json::from_str(&text).context(|| format!("cannot parse {}", file.display()))?;
     harden(&mut config, rootfs);
     fs::write(&file, config.to_string()).context(|| format!("cannot write {}", file.display()))?;
-    let state = scratch.join("runc");
+    let (program, state) = (program.to_owned(), scratch.join("bundle-state").join(name));
     let count = Cell::new(0);
     Ok(Box::new(move || {
         count.set(count.get() + 1);
@@ -116,7 +183,7 @@ fn runc(rootfs: &Path, scratch: &Path) -> Result<Box<dyn Fn() -> Command>> {
     }))
 }
 
-/// The bundle that `runc spec` makes has a private, empty network already.
+/// The bundle that `spec` makes has a private, empty network already.
 fn harden(config: &mut Value, rootfs: &Path) {
     let process = &mut config["process"];
     process["terminal"] = json!(false);
@@ -129,76 +196,6 @@ fn harden(config: &mut Value, rootfs: &Path) {
     config["root"] = json!({ "path": rootfs, "readonly": true });
     config["linux"]["resources"]["memory"] = json!({ "limit": MEMORY_MIB << 20 });
     config["linux"]["resources"]["pids"] = json!({ "limit": PIDS });
-}
-
-fn podman(rootfs: &Path, scratch: &Path) -> Result<Box<dyn Fn() -> Command>> {
-    let program = sh::need("podman")?;
-    let runc = sh::need("runc")?;
-    let folder = scratch.join("podman");
-    // podman takes no longer path than 50 characters for what it keeps while it runs.
-    let short = Scratch::temporary("bench")?;
-    fs::create_dir_all(&folder).context(|| format!("cannot create {}", folder.display()))?;
-    let settings = folder.join("containers.conf");
-    // Limits that also a machine without CAP_SYS_RESOURCE can set.
-    let text = format!(
-        "[containers]\ndefault_ulimits = [\"nofile=20000:20000\", \"nproc=10000:10000\"]\n\
-         [engine]\nruntime = \"runc\"\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\n\
-         [engine.runtimes]\nrunc = [{}]\n",
-        json!(runc)
-    );
-    fs::write(&settings, text).context(|| format!("cannot write {}", settings.display()))?;
-    let storage = Storage {
-        folder: folder.join("storage"),
-        short,
-    };
-    let base = move || {
-        let mut command = Command::new(&program);
-        command
-            .env("CONTAINERS_CONF", &settings)
-            .arg("--root")
-            .arg(&storage.folder)
-            .arg("--runroot")
-            .arg(storage.short.path().join("run"))
-            .arg("--tmpdir")
-            .arg(storage.short.path().join("tmp"));
-        command
-    };
-    let archive = scratch.join("rootfs.tar");
-    sh::output(
-        Command::new("tar")
-            .arg("-C")
-            .arg(rootfs)
-            .arg("-cf")
-            .arg(&archive)
-            .arg("."),
-    )?;
-    sh::output(base().arg("import").arg(&archive).arg("bench"))?;
-    Ok(Box::new(move || {
-        let mut command = base();
-        command
-            .args(["run", "--rm", "--network", "none", "--read-only"])
-            .args(["--cap-drop", "all", "--security-opt", "no-new-privileges"])
-            .args(["--user", "1000:1000"])
-            .arg(format!("--memory={MEMORY_MIB}m"))
-            .arg(format!("--pids-limit={PIDS}"))
-            .args(["bench", "echo", "hello"]);
-        command
-    }))
-}
-
-/// What podman keeps. It mounts its storage onto itself, which must be undone before the folder can go.
-struct Storage {
-    folder: PathBuf,
-    short: Scratch,
-}
-
-impl Drop for Storage {
-    fn drop(&mut self) {
-        // Which of them are mounted depends on the storage driver.
-        for mounted in ["overlay", "vfs", "."] {
-            let _ = unmount(self.folder.join(mounted), UnmountFlags::DETACH);
-        }
-    }
 }
 
 fn make_rootfs(rootfs: &Path) -> Result<()> {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use super::engines::ENGINES;
 use super::{Options, agents, machine, write};
 use crate::error::{Context, Result, fail};
 use crate::scratch::Scratch;
@@ -32,62 +33,108 @@ struct Peak {
     printed: u64,
 }
 
+/// What a case has the agent do.
+#[derive(Clone, Copy)]
+enum Case {
+    Output,
+    Artifact,
+}
+
+impl Case {
+    const ALL: [Self; 2] = [Self::Output, Self::Artifact];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Output => "300 MiB of output",
+            Self::Artifact => "an artifact of 1 GiB",
+        }
+    }
+
+    /// The script, how much it prints, and what it needs: an engine's writable places are in memory, with equal shares.
+    fn script(self) -> (String, u64, &'static [&'static str]) {
+        match self {
+            Self::Output => (format!("yes agent | head -c {OUTPUT_BYTES}"), OUTPUT_BYTES, &[]),
+            Self::Artifact => (
+                format!("yes agent | head -c {ARTIFACT_BYTES} > /output/big"),
+                0,
+                &["--disk", "4096", "--memory", "3072"],
+            ),
+        }
+    }
+}
+
 /// Measures; true when the process stays as small as promised.
 pub(super) fn run(options: &Options) -> Result<bool> {
     let binary = options.agents()?;
     let scratch = Scratch::new("bench")?;
-    let output = format!("yes agent | head -c {OUTPUT_BYTES}");
-    let artifact = format!("yes agent | head -c {ARTIFACT_BYTES} > /output/big");
-    let cases = [
-        (
-            "300 MiB of output",
-            vec!["--image", "host", "--", "sh", "-c", &output],
-            OUTPUT_BYTES,
-        ),
-        (
-            "an artifact of 1 GiB",
-            vec!["--image", "host", "--disk", "2048", "--", "sh", "-c", &artifact],
-            0,
-        ),
-    ];
     let mut rows = Vec::new();
-    for (name, args, printed) in cases {
-        let mut command = agents(&binary, scratch.path(), &args);
-        let peak = measure(&mut command, &binary)?;
-        if peak.printed != printed {
-            return fail(format!(
-                "`{}` printed {} bytes instead of {printed}",
-                sh::display(&command),
-                peak.printed
-            ));
+    let mut missing = Vec::new();
+    let chosen = |name: &str| options.only.as_ref().is_none_or(|word| name.contains(word));
+    if chosen("embedded") {
+        for case in Case::ALL {
+            let command = |args: &[&str]| agents(&binary, scratch.path(), &[&["--image", "host"], args].concat());
+            rows.push(("embedded", case, measured(case, &binary, command)?));
         }
-        rows.push((name, peak));
+    }
+    for engine in ENGINES.iter().filter(|engine| chosen(engine.name)) {
+        match engine.find(scratch.path()) {
+            Ok(live) => {
+                for case in Case::ALL {
+                    let command = |args: &[&str]| live.agents(&binary, scratch.path(), args);
+                    rows.push((engine.name, case, measured(case, &binary, command)?));
+                }
+            }
+            Err(error) => missing.push((engine.name, error.to_string())),
+        }
     }
     println!("\npeak resident memory of `agents run`, in MiB");
-    println!("{:24} {:>8} {:>14} {:>8}", "", "process", "with children", "seconds");
-    for (name, peak) in &rows {
+    println!("{:44} {:>8} {:>14} {:>8}", "", "process", "with children", "seconds");
+    for (place, case, peak) in &rows {
         println!(
-            "{name:<24} {:>8.1} {:>14.1} {:>8.1}",
+            "{:<44} {:>8.1} {:>14.1} {:>8.1}",
+            format!("{place}: {}", case.name()),
             peak.main,
             peak.all,
             peak.took.as_secs_f64()
         );
     }
+    for (name, reason) in &missing {
+        println!("{name:<44} not measured: {reason}");
+    }
     let value = json!({
         "benchmark": "memory",
         "machine": machine(),
         "limit_mib": LIMIT_MIB,
-        "rows": rows.iter().map(|(name, peak)| json!({
-            "name": name,
+        "rows": rows.iter().map(|(place, case, peak)| json!({
+            "runtime": place,
+            "name": case.name(),
             "peak_mib": peak.main,
             "peak_with_children_mib": peak.all,
             "seconds": peak.took.as_secs_f64(),
         })).collect::<Vec<_>>(),
+        "not_measured": missing.iter()
+            .map(|(name, reason)| json!({ "name": name, "reason": reason }))
+            .collect::<Vec<_>>(),
     });
     write(&options.json, &value)?;
-    let held = rows.iter().all(|(_, peak)| peak.main < LIMIT_MIB);
+    let held = rows.iter().all(|(_, _, peak)| peak.main < LIMIT_MIB);
     println!("{}: the limit is {LIMIT_MIB} MiB", if held { "ok" } else { "TOO MUCH" });
     Ok(held)
+}
+
+/// Runs a case, and sees that it did what it was to do.
+fn measured(case: Case, binary: &Path, command: impl Fn(&[&str]) -> Command) -> Result<Peak> {
+    let (script, printed, needs) = case.script();
+    let mut command = command(&[needs, &["--", "sh", "-c", &script]].concat());
+    let peak = measure(&mut command, binary)?;
+    if peak.printed != printed {
+        return fail(format!(
+            "`{}` printed {} bytes instead of {printed}",
+            sh::display(&command),
+            peak.printed
+        ));
+    }
+    Ok(peak)
 }
 
 fn measure(command: &mut Command, binary: &Path) -> Result<Peak> {

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: how fast and how small `agents run` is, beside other tools on the same machine.
 
 mod contenders;
+mod engines;
 mod memory;
 mod stats;
 mod storage;
@@ -24,14 +25,19 @@ Usage: cargo xtask bench run [OPTIONS]
        cargo xtask bench storage [OPTIONS]
 
   run      wall time of a whole `echo hello`, process start to end, of `agents run`, `bwrap`, `runc run` and
-           `podman run --rm` in turn; a tool that is missing or does not work here is left out, with the reason
-  memory   peak memory of the `agents` process with 300 MiB of output, and with an artifact of 1 GiB
+           `runsc run` in turn, and of `agents run` on each engine that `cargo xtask services` has started beside the
+           engine's own command line; a tool that is missing or does not work here is left out, with the reason
+  memory   peak memory of the `agents` process with 300 MiB of output, and with an artifact of 1 GiB, on the
+           embedded runtime and on each engine that runs
   storage  store and retrieve of 1 GiB, and of 10,000 small artifacts, beside the client that it is built on, plain and
            with the SHA-256 that we must compute, against one server
 
 Options:
   -n N             rounds of `run` after 3 that do not count (default 30), or of `storage` (default 5)
+  --at-once N      start N processes at once in each round of `run` (default 1)
+  --only WORD      measure only what has this word in its name, such as podman
   --check          fail when `agents run` on the host's root takes more than 1.5 times the median of `runc run`,
+                   when it takes more than 0.8 times an engine's command line (1.0 times for many at once),
                    when storage is below 0.95 (1 GiB) or 0.9 (small artifacts) of the hashing client's throughput,
                    or when more than 64 MiB are needed
   --json FILE      where to write the numbers (default CARGO_TARGET_DIR/bench/{run,memory,storage}.json)
@@ -41,6 +47,10 @@ Options:
 /// What the caller chose.
 struct Options {
     rounds: usize,
+    /// How many processes start at once.
+    at_once: usize,
+    /// What the names of those that are measured have in them.
+    only: Option<String>,
     check: bool,
     json: PathBuf,
     /// The binary to measure; none builds one.
@@ -59,6 +69,8 @@ impl Options {
 
 pub(crate) fn run(mut args: Args) -> Result<ExitCode> {
     let rounds = args.number("-n")?;
+    let at_once = args.number("--at-once")?.unwrap_or(1);
+    let only = args.value("--only")?;
     let check = args.flag("--check");
     let json = args.value("--json")?.map(PathBuf::from);
     let agents = args.value("--agents")?.map(PathBuf::from);
@@ -75,12 +87,14 @@ pub(crate) fn run(mut args: Args) -> Result<ExitCode> {
         }
     };
     let rounds = rounds.unwrap_or(default_rounds);
-    if rounds == 0 {
-        return fail("-n wants at least 1 round");
+    if rounds == 0 || at_once == 0 {
+        return fail("-n and --at-once want at least 1");
     }
     let default = format!("bench/{}.json", what.unwrap_or_default());
     let options = Options {
         rounds: usize::try_from(rounds).context(|| "-n is too large".to_owned())?,
+        at_once: usize::try_from(at_once).context(|| "--at-once is too large".to_owned())?,
+        only,
         check,
         json: match json {
             Some(file) => file,
@@ -131,6 +145,7 @@ fn agents(binary: &Path, scratch: &Path, args: &[&str]) -> Command {
         .args(args)
         .current_dir(scratch)
         .env("XDG_CONFIG_HOME", scratch.join("config"))
+        .env("XDG_DATA_HOME", scratch.join("data"))
         .env("ISOLATED_AGENTS_STATE_DIR", scratch.join("state"));
     command
 }
