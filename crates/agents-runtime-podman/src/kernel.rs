@@ -34,9 +34,13 @@ pub(crate) struct Limited {
 }
 
 impl Group {
-    /// The cgroup of this path, when it is there.
-    pub(crate) fn at(path: &str) -> Option<Self> {
-        Self::below(Path::new("/sys/fs/cgroup"), path)
+    /// The cgroup of the container with this path and this first process, when it is there.
+    pub(crate) fn of(path: &str, pid: Option<u64>) -> Option<Self> {
+        let cgroups = pid.and_then(|pid| fs::read_to_string(format!("/proc/{pid}/cgroup")).ok());
+        Self::below(
+            Path::new("/sys/fs/cgroup"),
+            innermost(path, &cgroups.unwrap_or_default()),
+        )
     }
 
     fn below(root: &Path, path: &str) -> Option<Self> {
@@ -115,6 +119,14 @@ impl Group {
             pids: number(&self.pids, "pids.max"),
         }
     }
+}
+
+/// Where a container's process is, given its `/proc/PID/cgroup`, when that is below the path that the engine names. There
+/// crun sets the limits where systemd made the cgroup above, which has those of any service.
+fn innermost<'a>(path: &'a str, cgroups: &'a str) -> &'a str {
+    let own = cgroups.lines().find_map(|line| line.strip_prefix("0::"));
+    own.filter(|own| own.strip_prefix(path).is_some_and(|rest| rest.starts_with('/')))
+        .unwrap_or(path)
 }
 
 fn read(folder: &Path, file: &str) -> Option<String> {
@@ -254,6 +266,21 @@ mod tests {
             }
         );
         assert_eq!(group.counted().cpu_seconds, Some(2.5));
+    }
+
+    #[test]
+    fn limits_are_read_where_the_process_is() {
+        let scope = "/machine.slice/libpod-1.scope";
+        let inside = "/machine.slice/libpod-1.scope/container";
+        assert_eq!(innermost(scope, &format!("0::{inside}\n")), inside);
+        for elsewhere in [
+            "",
+            "0::/\n",
+            "0::/machine.slice/libpod-1.scopes/x\n",
+            "5:pids:/a\n0::/b\n",
+        ] {
+            assert_eq!(innermost(scope, elsewhere), scope);
+        }
     }
 
     #[test]

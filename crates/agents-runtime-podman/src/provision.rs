@@ -322,7 +322,8 @@ fn check_kernel(report: &Report, inspected: &View, plan: &Plan, engine: &Engine)
 
 /// The container's cgroup on this host.
 pub(crate) fn group(inspected: &View) -> Option<Group> {
-    Group::at(inspected.text("/State/CgroupPath")?)
+    let pid = inspected.number("/State/Pid").and_then(|pid| u64::try_from(pid).ok());
+    Group::of(inspected.text("/State/CgroupPath")?, pid)
 }
 
 /// The engine and its runtime know why a program did not run.
