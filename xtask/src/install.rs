@@ -23,6 +23,7 @@ const PACKAGES: &[(&str, &str)] = &[
         "root file systems of tests and of the virtual machine",
     ),
     ("bubblewrap", "bench run"),
+    ("chromium", "looking at the page of a session as people do"),
     ("cpio", "looking into the virtual machine's initramfs"),
     ("containerd", "docker services"),
     ("docker.io", "docker services"),

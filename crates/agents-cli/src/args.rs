@@ -2,12 +2,11 @@
 
 use std::path::PathBuf;
 
-use agents_sdk::core::{EventType, Severity};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use jiff::Timestamp;
 
 use crate::artifacts::args::ArtifactsCommand;
-use crate::units::{Limit, parse_cores, parse_count, parse_mebibytes, parse_seconds, parse_time};
+use crate::audit::args::AuditCommand;
+use crate::units::{Limit, parse_cores, parse_count, parse_mebibytes, parse_seconds};
 
 /// Where the help of a command puts what every command takes.
 const GLOBAL: &str = "Options of every command";
@@ -74,7 +73,7 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: ArtifactsCommand,
     },
-    /// Read the audit trail
+    /// Read, verify, export and show the audit trail
     Audit {
         #[command(subcommand)]
         command: AuditCommand,
@@ -288,64 +287,6 @@ pub(crate) struct LogsArgs {
     /// Go on until the session ends
     #[arg(short, long)]
     pub(crate) follow: bool,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum AuditCommand {
-    /// Print the last events
-    Tail(AuditTailArgs),
-    /// Print the events that match, oldest first
-    Query(AuditQueryArgs),
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct AuditTailArgs {
-    /// How many
-    #[arg(short = 'n', long, default_value_t = 20, value_name = "N")]
-    pub(crate) lines: usize,
-    /// Go on with new ones
-    #[arg(short, long)]
-    pub(crate) follow: bool,
-    /// Of this session only
-    #[arg(long, value_name = "ID")]
-    pub(crate) session: Option<String>,
-    /// Read from there: a type of logger, such as file
-    #[arg(long, value_name = "TYPE")]
-    pub(crate) audit: Option<String>,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct AuditQueryArgs {
-    /// Of this session
-    #[arg(long, value_name = "ID")]
-    pub(crate) session: Option<String>,
-    /// Of this agent
-    #[arg(long, value_name = "NAME")]
-    pub(crate) agent: Option<String>,
-    /// Asked for by this user
-    #[arg(long, value_name = "NAME")]
-    pub(crate) user: Option<String>,
-    /// Of this type; may be given several times
-    #[arg(long = "type", value_name = "TYPE")]
-    pub(crate) types: Vec<EventType>,
-    /// At this time or later: 2026-01-31T12:00:00Z, 2026-01-31, or 1h for an hour ago
-    #[arg(long, value_name = "TIME", value_parser = parse_time)]
-    pub(crate) since: Option<Timestamp>,
-    /// Before this time
-    #[arg(long, value_name = "TIME", value_parser = parse_time)]
-    pub(crate) until: Option<Timestamp>,
-    /// At least this grave: debug, info, warning, error or critical
-    #[arg(long, value_name = "LEVEL")]
-    pub(crate) severity: Option<Severity>,
-    /// The most events
-    #[arg(long, default_value_t = 100, value_name = "N")]
-    pub(crate) limit: usize,
-    /// Where the last page ended
-    #[arg(long, value_name = "CURSOR")]
-    pub(crate) cursor: Option<String>,
-    /// Read from there: a type of logger, such as file
-    #[arg(long, value_name = "TYPE")]
-    pub(crate) audit: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,18 +1,26 @@
 //! `agents audit`.
 
+pub(crate) mod args;
+mod export;
+mod report;
+mod trail;
+mod verify;
+
 use std::{
     collections::{HashSet, VecDeque},
-    sync::Arc,
     time::Duration,
 };
 
-use agents_sdk::core::{AgentId, AuditEvent, AuditLogger, AuditQuery, Result, SessionId, Severity};
+use agents_sdk::core::{AuditEvent, AuditLogger, AuditQuery, Result, Severity};
 use jiff::Timestamp;
 use owo_colors::OwoColorize;
 use serde_json::json;
 
+use self::{
+    args::{AuditCommand, QueryArgs, TailArgs},
+    trail::{PAGE, logger},
+};
 use crate::{
-    args::{Adapters, AuditQueryArgs, AuditTailArgs},
     context::Context,
     failure::{Failure, Outcome},
     output::{self, one_line},
@@ -20,29 +28,25 @@ use crate::{
 
 /// A longer fact is cut; `--json` has all of it.
 const LONGEST_FACT: usize = 60;
-const PAGE: usize = 1000;
 /// How often a trail is asked for new events.
 const POLL: Duration = Duration::from_millis(300);
 
-async fn logger(context: &Context, audit: Option<&String>) -> Result<Arc<dyn AuditLogger>> {
-    let adapters = Adapters {
-        audit: audit.cloned(),
-        ..Adapters::default()
-    };
-    let engine = context.engine(&adapters).await?;
-    Ok(Arc::clone(&engine.adapters().audit))
+pub(crate) async fn run(context: &Context, command: AuditCommand) -> Outcome {
+    match command {
+        AuditCommand::Tail(args) => tail(context, &args).await,
+        AuditCommand::Query(args) => query(context, args).await,
+        AuditCommand::Verify(args) => verify::verify(context, args).await,
+        AuditCommand::Checkpoint(args) => verify::checkpoint(context, args).await,
+        AuditCommand::Export(args) => export::export(context, args).await,
+        AuditCommand::Report(args) => report::report(context, args).await,
+    }
 }
 
-pub(crate) async fn query(context: &Context, args: AuditQueryArgs) -> Outcome {
-    let logger = logger(context, args.audit.as_ref()).await?;
-    let query = AuditQuery::new()
-        .with_session(args.session.map(SessionId::new).transpose()?)
-        .with_agent(args.agent.map(AgentId::new).transpose()?)
-        .with_user(args.user)
-        .with_event_types(args.types)
-        .with_start_time(args.since)
-        .with_end_time(args.until)
-        .with_severity(args.severity)
+async fn query(context: &Context, args: QueryArgs) -> Outcome {
+    let logger = logger(context, args.selection.audit.as_ref()).await?;
+    let query = args
+        .period
+        .narrow(args.selection.query()?)
         .with_limit(args.limit)
         .with_cursor(args.cursor);
     let page = logger.query(query).await?;
@@ -61,10 +65,9 @@ pub(crate) async fn query(context: &Context, args: AuditQueryArgs) -> Outcome {
     Ok(0)
 }
 
-pub(crate) async fn tail(context: &Context, args: &AuditTailArgs) -> Outcome {
-    let logger = logger(context, args.audit.as_ref()).await?;
-    let session = args.session.as_deref().map(SessionId::new).transpose()?;
-    let all = AuditQuery::new().with_session(session).with_limit(PAGE);
+async fn tail(context: &Context, args: &TailArgs) -> Outcome {
+    let logger = logger(context, args.selection.audit.as_ref()).await?;
+    let all = args.selection.query()?.with_limit(PAGE);
     // Most often the last day has enough, and the whole trail need not be read.
     let yesterday = Timestamp::now() - jiff::SignedDuration::from_hours(24);
     let mut follower = Follower::new(logger.as_ref(), all.clone().with_start_time(Some(yesterday)));

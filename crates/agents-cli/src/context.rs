@@ -1,7 +1,11 @@
 //! What every command needs: the common flags, the configuration, the engine.
 
+use std::sync::Arc;
+
 use agents_sdk::{
-    Configure, Loaded, configure_adapters,
+    Configure, Loaded,
+    audit_export::{TraceContext, TraceLayer},
+    configure_adapters,
     core::{Error, ErrorKind, Result, SessionId},
     session::Engine,
 };
@@ -45,6 +49,11 @@ impl Context {
         let mut configure = configure_adapters()
             .with_file(self.common.config.clone())
             .with_state_dir(self.common.state_dir.clone());
+        // Of whoever called us. As the recommendation wants it, what is no trace is ignored.
+        let traceparent = std::env::var("TRACEPARENT").ok();
+        if let Some(trace) = traceparent.and_then(|text| TraceContext::parse(&text)) {
+            configure = configure.with_layer(Arc::new(TraceLayer::new(trace)));
+        }
         if let Some(name) = &adapters.runtime {
             configure = configure.with_container_runtime(name.as_str());
         }

@@ -23,7 +23,7 @@ mod units;
 use clap::{CommandFactory, Parser};
 
 use crate::{
-    args::{AuditCommand, Cli, Command, ConfigCommand, PolicyCommand},
+    args::{Cli, Command, ConfigCommand, PolicyCommand},
     context::Context,
     failure::{CODE_USAGE, Outcome},
 };
@@ -93,10 +93,7 @@ async fn dispatch(cli: Cli) -> Outcome {
         Command::Stop(args) => sessions::stop(&context, &args).await,
         Command::Gc => sessions::gc(&context).await,
         Command::Artifacts { command } => artifacts::run(&context, &command).await,
-        Command::Audit { command } => match command {
-            AuditCommand::Tail(args) => audit::tail(&context, &args).await,
-            AuditCommand::Query(args) => audit::query(&context, args).await,
-        },
+        Command::Audit { command } => audit::run(&context, command).await,
         Command::Build(args) => build::build(&context, &args).await,
         Command::Policy { command } => match command {
             PolicyCommand::Check(args) => policy::check(&context, &args).await,

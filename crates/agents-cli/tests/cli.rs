@@ -198,7 +198,10 @@ fn help_names_every_flag_and_command_of_the_contract() {
     assert!(!help.contains("supervise"), "{help}");
     for (command, subs) in [
         ("artifacts", vec!["ls", "get", "put", "rm"]),
-        ("audit", vec!["tail", "query"]),
+        (
+            "audit",
+            vec!["tail", "query", "verify", "checkpoint", "export", "report"],
+        ),
         ("policy", vec!["check"]),
         ("config", vec!["check", "show", "init"]),
     ] {

@@ -9,8 +9,12 @@ pub use agents_session as session;
 
 #[cfg(feature = "audit-elasticsearch")]
 pub use agents_audit_elasticsearch as audit_elasticsearch;
+#[cfg(feature = "audit-export")]
+pub use agents_audit_export as audit_export;
 #[cfg(feature = "audit-file")]
 pub use agents_audit_file as audit_file;
+#[cfg(feature = "audit-file")]
+pub use agents_journal as journal;
 #[cfg(feature = "audit-database")]
 pub use agents_audit_sql as audit_sql;
 #[cfg(feature = "policy-default")]

@@ -26,10 +26,8 @@ impl Html {
                 '"' => self.0.push_str("&quot;"),
                 '\'' => self.0.push_str("&#39;"),
                 '\n' | '\t' => self.0.push(c),
-                // Shown as the picture of itself, so that nobody is misled by what a terminal would do.
-                '\0'..='\u{1f}' => self.0.push(char::from_u32(0x2400 + c as u32).unwrap_or('\u{fffd}')),
-                '\u{7f}' => self.0.push('\u{2421}'),
-                c if misleads(c) => {
+                // Written out, so that nobody is misled by what a terminal or a browser would make of it.
+                c if c.is_control() || misleads(c) => {
                     let _ = write!(self.0, "\\u{{{:x}}}", c as u32);
                 }
                 c => self.0.push(c),
@@ -58,9 +56,9 @@ impl Html {
     }
 }
 
-/// Turns the direction of the text around it, is not seen, or is no character.
+/// Turns the direction of the text around it, or is not seen.
 fn misleads(c: char) -> bool {
-    matches!(c, '\u{80}'..='\u{9f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}')
+    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}')
         || matches!(c, '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
@@ -113,7 +111,7 @@ mod tests {
         html.element("td", "a", "<script>\"x\" & 'y'</script>\n\u{1b}[2J\u{202e}é\u{0}");
         assert_eq!(
             html.finish(),
-            "<td class=\"a\">&lt;script&gt;&quot;x&quot; &amp; &#39;y&#39;&lt;/script&gt;\n␛[2J\\u{202e}é␀</td>"
+            "<td class=\"a\">&lt;script&gt;&quot;x&quot; &amp; &#39;y&#39;&lt;/script&gt;\n\\u{1b}[2J\\u{202e}é\\u{0}</td>"
         );
     }
 

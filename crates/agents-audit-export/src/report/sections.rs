@@ -111,8 +111,8 @@ impl SessionReport {
             .and_then(|timings| timings.get("total")?.as_f64());
         let recorded = || Some(between(self.started()?, self.ended()?));
         add("duration", total.or_else(recorded).map(duration));
-        add("started", self.started().map(|time| format!("{time:.3}")));
-        add("ended", self.ended().map(|time| format!("{time:.3}")));
+        add("started", self.started().map(when));
+        add("ended", self.ended().map(when));
         let created = self.first(EventType::SessionCreated);
         let fact = |key: &str| created.and_then(|event| event.payload.get(key)?.as_str());
         add(
@@ -272,13 +272,13 @@ impl SessionReport {
             );
             page.raw("<th></th><th>field</th><th>asked for</th><th>in force</th></tr></thead><tbody>\n");
             for row in compared.iter().take(ROWS) {
-                let cell = |key: &str| row.get(key).map(plain).unwrap_or_default();
+                let field = row.get("field").map(plain).unwrap_or_default();
+                let cell = |key: &str| compared_value(&field, &row.get(key).map(plain).unwrap_or_default());
                 page.raw(match row.get("holds").and_then(Value::as_bool) {
                     Some(true) => "<tr><td><span class=\"mark good\" title=\"as strict as asked for\">✓</span></td>",
                     _ => "<tr><td><span class=\"mark bad\" title=\"weaker than asked for\">✕</span></td>",
                 });
-                page.element("th", "", &cell("field"))
-                    .element("td", "", &cell("requested"));
+                page.element("th", "", &field).element("td", "", &cell("requested"));
                 page.element("td", "", &cell("effective")).raw("</tr>\n");
             }
             page.raw("</tbody></table></div>\n");
@@ -440,6 +440,18 @@ pub(super) fn plain(value: &Value) -> String {
         Value::Object(map) if map.is_empty() => "none".to_owned(),
         other => other.to_string(),
     }
+}
+
+/// What was compared, for people: sizes are bytes there, and text has quotes.
+fn compared_value(field: &str, value: &str) -> String {
+    match value.parse::<u64>() {
+        Ok(size) if field.ends_with("_mb") => bytes(size as f64),
+        _ => value.trim_matches('"').to_owned(),
+    }
+}
+
+fn when(time: jiff::Timestamp) -> String {
+    format!("{time:.3}").replace('T', " ").replace('Z', " UTC")
 }
 
 /// As a shell takes it.
