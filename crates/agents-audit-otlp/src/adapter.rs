@@ -1,0 +1,224 @@
+//! The adapter.
+
+use std::{
+    fmt,
+    ops::Range,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use agents_core::{
+    AdapterInfo, AuditCapabilities, AuditEvent, AuditLogger, AuditPage, AuditQuery, Availability, Error, ErrorKind,
+    Result,
+};
+use async_trait::async_trait;
+use jiff::Timestamp;
+use tokio::sync::RwLock;
+
+use crate::{Headers, client::Client, config::OtlpAuditConfig, error::closed, record::log_record};
+
+/// The most log records and bytes of a request, before it is compressed. A collector takes 20 MiB unless told otherwise.
+const RECORDS: usize = 1000;
+const BYTES: usize = 4_000_000;
+
+/// The audit trail as OpenTelemetry log records, over OTLP/HTTP.
+///
+/// Nothing is connected before the first operation.
+pub struct OtlpAudit {
+    client: Client,
+    /// Read by whoever writes, so that `flush` can wait for them.
+    writers: RwLock<()>,
+    closed: AtomicBool,
+}
+
+impl fmt::Debug for OtlpAudit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The client holds the headers.
+        f.debug_struct("OtlpAudit")
+            .field("url", &self.client.url().as_str())
+            .finish_non_exhaustive()
+    }
+}
+
+impl OtlpAudit {
+    /// Takes a configuration, and the headers that it refers to.
+    ///
+    /// # Errors
+    ///
+    /// `ConfigInvalid` that names the key; what reading `tls_ca_file` gives.
+    pub fn new(config: OtlpAuditConfig, headers: Headers) -> Result<Self> {
+        config.check()?;
+        Ok(Self {
+            client: Client::new(config, headers)?,
+            writers: RwLock::new(()),
+            closed: AtomicBool::new(false),
+        })
+    }
+
+    fn check_open(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(closed());
+        }
+        Ok(())
+    }
+
+    /// Writes records, and puts what became of each into `outcomes`, which has one for each record.
+    async fn write(&self, records: &[String], outcomes: &mut [Result<()>]) {
+        // A stack, with the first on top.
+        let mut todo = chunks(records);
+        todo.reverse();
+        while let Some(range) = todo.pop() {
+            let Err(error) = self.client.submit(&records[range.clone()]).await else {
+                outcomes[range].fill_with(|| Ok(()));
+                continue;
+            };
+            if error.kind() == ErrorKind::ResourceExhausted && range.len() > 1 {
+                let middle = range.start + range.len() / 2;
+                todo.push(middle..range.end);
+                todo.push(range.start..middle);
+                continue;
+            }
+            // Which of them were rejected nobody knows, so none is acknowledged; nor are those after them, in this order.
+            let at_fault = error.kind() == ErrorKind::DataInvalid || error.kind() == ErrorKind::ResourceExhausted;
+            outcomes[range.clone()].fill_with(|| Err(same(&error)));
+            outcomes[range.start] = Err(error);
+            if !at_fault {
+                return;
+            }
+        }
+    }
+}
+
+/// The same error once more.
+fn same(error: &Error) -> Error {
+    let copy = Error::new(error.kind(), error.message().to_owned());
+    match error.retry_status() {
+        agents_core::RetryStatus::Temporary { retry_after } => copy.temporary(retry_after),
+        _ => copy,
+    }
+}
+
+/// Splits records into what fits into a request each.
+fn chunks(records: &[String]) -> Vec<Range<usize>> {
+    let mut chunks = Vec::new();
+    let (mut start, mut bytes) = (0, 0);
+    for (n, record) in records.iter().enumerate() {
+        let size = record.len() + 1;
+        if n > start && (n - start == RECORDS || bytes + size > BYTES) {
+            chunks.push(start..n);
+            (start, bytes) = (n, 0);
+        }
+        bytes += size;
+    }
+    if start < records.len() {
+        chunks.push(start..records.len());
+    }
+    chunks
+}
+
+fn not_tried() -> Error {
+    Error::new(
+        ErrorKind::Unavailable,
+        "the event was not written, since one before it in the batch failed",
+    )
+    .temporary(None)
+}
+
+#[async_trait]
+impl AuditLogger for OtlpAudit {
+    fn info(&self) -> AdapterInfo {
+        AdapterInfo::new("otlp", env!("CARGO_PKG_VERSION")).with_name(self.location())
+    }
+
+    /// What a collector has accepted may still be in its memory alone.
+    fn capabilities(&self) -> AuditCapabilities {
+        AuditCapabilities::none()
+    }
+
+    async fn check_availability(&self) -> Result<Availability> {
+        self.check_open()?;
+        Ok(match self.client.probe().await {
+            Ok(()) => Availability::ready().with_fact(format!("writes to {}", self.location())),
+            Err(error) => {
+                // The message is what to do, the rest what happened.
+                let source = std::error::Error::source(&error).map(|source| format!(": {source}"));
+                let context: Vec<_> = error.context().iter().map(|(_, value)| value.as_str()).collect();
+                let reason = format!(
+                    "{}: {} {}{}",
+                    self.location(),
+                    error.kind(),
+                    context.join(" "),
+                    source.unwrap_or_default()
+                );
+                Availability::unavailable(reason, error.message())
+            }
+        })
+    }
+
+    fn location(&self) -> String {
+        self.client.url().to_string()
+    }
+
+    async fn emit(&self, event: AuditEvent) -> Result<()> {
+        let mut outcomes = self.emit_batch(vec![event]).await?;
+        outcomes.pop().unwrap_or_else(|| Err(not_tried()))
+    }
+
+    async fn emit_batch(&self, events: Vec<AuditEvent>) -> Result<Vec<Result<()>>> {
+        self.check_open()?;
+        let _writer = self.writers.read().await;
+        self.check_open()?;
+        let observed = Timestamp::now();
+        let (mut records, mut at) = (Vec::with_capacity(events.len()), Vec::with_capacity(events.len()));
+        let mut outcomes: Vec<Result<()>> = Vec::with_capacity(events.len());
+        for event in &events {
+            let made = log_record(event, observed).map(|record| {
+                records.push(record);
+                at.push(outcomes.len());
+            });
+            outcomes.push(made);
+        }
+        if !records.is_empty() {
+            let mut written: Vec<_> = records.iter().map(|_| Err(not_tried())).collect();
+            self.write(&records, &mut written).await;
+            for (n, outcome) in at.into_iter().zip(written) {
+                outcomes[n] = outcome;
+            }
+        }
+        if !outcomes.is_empty() && outcomes.iter().all(Result::is_err) {
+            return Err(outcomes.swap_remove(0).err().unwrap_or_else(not_tried));
+        }
+        Ok(outcomes)
+    }
+
+    async fn query(&self, _: AuditQuery) -> Result<AuditPage> {
+        Err(Error::unsupported(
+            "OTLP only writes; look for events in the backend of the collector, or add a sink that can be read",
+        ))
+    }
+
+    async fn flush(&self) -> Result<()> {
+        self.check_open()?;
+        drop(self.writers.write().await);
+        self.check_open()
+    }
+
+    async fn shutdown(&self) -> Result<()> {
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return Err(closed());
+        }
+        drop(self.writers.write().await);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_have_limits() {
+        assert!(chunks(&[]).is_empty());
+        assert_eq!(chunks(&vec!["{}".to_owned(); 2001]), [0..1000, 1000..2000, 2000..2001]);
+        assert_eq!(chunks(&vec!["x".repeat(1_000_000); 9]), [0..3, 3..6, 6..9]);
+    }
+}

@@ -1,0 +1,164 @@
+//! HTTP to a collector.
+
+use std::{fmt, io::Write, time::Duration};
+
+use agents_core::{Error, Result};
+use flate2::{Compression, write::GzEncoder};
+use jiff::Timestamp;
+use reqwest::{
+    Certificate, Method, Request, Url,
+    header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
+    redirect::Policy,
+};
+
+use crate::{
+    config::OtlpAuditConfig,
+    error::{partial_success, rejected, request_error, status_error, wait},
+    record::request,
+    retry::Retry,
+};
+
+/// The headers that a configuration refers to. Never printed.
+#[derive(Clone, Default)]
+pub struct Headers(HeaderMap);
+
+impl fmt::Debug for Headers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+impl Headers {
+    /// No headers.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// Adds a header.
+    ///
+    /// # Errors
+    ///
+    /// `ConfigInvalid` for what can be no header, without its value.
+    pub fn with(mut self, name: &str, value: &str) -> Result<Self> {
+        let name = HeaderName::from_bytes(name.as_bytes())
+            .map_err(|_| Error::invalid(format!("headers: {name:?} is no name of a header")))?;
+        // The error would say nothing more.
+        let mut value = HeaderValue::try_from(value.trim())
+            .map_err(|_| Error::invalid(format!("headers: the value of {name} can be in no header")))?;
+        value.set_sensitive(true);
+        self.0.insert(name, value);
+        Ok(self)
+    }
+}
+
+pub(crate) struct Client {
+    http: reqwest::Client,
+    headers: HeaderMap,
+    url: Url,
+    config: OtlpAuditConfig,
+}
+
+impl Client {
+    pub(crate) fn new(config: OtlpAuditConfig, headers: Headers) -> Result<Self> {
+        // The client wants one for the process. If another part of the program chose one, that one serves.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mut builder = reqwest::Client::builder()
+            .user_agent(concat!("agents-audit-otlp/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(Duration::from_secs(5))
+            // Elsewhere nobody has a right to the headers.
+            .redirect(Policy::none());
+        if let Some(file) = &config.tls_ca_file {
+            let pem = std::fs::read(file)
+                .map_err(|error| Error::io(format!("cannot read tls_ca_file {}", file.display()), error))?;
+            let certificates = Certificate::from_pem_bundle(&pem).unwrap_or_default();
+            if certificates.is_empty() {
+                return Err(Error::invalid(format!(
+                    "tls_ca_file {} holds no certificate in PEM",
+                    file.display()
+                )));
+            }
+            builder = builder.tls_certs_only(certificates);
+        }
+        let http = builder
+            .build()
+            .map_err(|error| Error::unexpected("no HTTP client could be made").with_source(error))?;
+        Ok(Self {
+            http,
+            headers: headers.0,
+            url: config.url()?,
+            config,
+        })
+    }
+
+    pub(crate) fn url(&self) -> &Url {
+        &self.url
+    }
+
+    /// Sends log records, with everything that is tried again.
+    pub(crate) async fn submit(&self, records: &[String]) -> Result<()> {
+        let body = gzip(request(records, &self.config).as_bytes())?;
+        let mut retry = Retry::new(self.config.timeout());
+        loop {
+            match self.attempt(body.clone(), records.len(), retry.attempt()).await {
+                Ok(()) => return Ok(()),
+                Err(error) => retry.wait(error).await?,
+            }
+        }
+    }
+
+    /// Sends nothing, which a collector takes. One attempt.
+    pub(crate) async fn probe(&self) -> Result<()> {
+        let timeout = Retry::new(self.config.timeout()).attempt();
+        self.attempt(gzip(br#"{"resourceLogs":[]}"#)?, 0, timeout).await
+    }
+
+    async fn attempt(&self, body: Vec<u8>, count: usize, timeout: Duration) -> Result<()> {
+        let mut request = Request::new(Method::POST, self.url.clone());
+        let headers = request.headers_mut();
+        headers.extend(self.headers.clone());
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        *request.body_mut() = Some(body.into());
+        *request.timeout_mut() = Some(timeout);
+        let response = self.http.execute(request).await.map_err(request_error)?;
+        let status = response.status().as_u16();
+        let wait = wait(response.headers(), Timestamp::now());
+        let body = response.bytes().await.map_err(request_error)?;
+        if !(200..300).contains(&status) {
+            return Err(status_error(status, wait, &body));
+        }
+        match partial_success(&body) {
+            (0, message) if message.is_empty() => Ok(()),
+            (0, message) => {
+                tracing::warn!(%message, "the collector accepted the events, and has something to say");
+                Ok(())
+            }
+            (rejects, message) => Err(rejected(rejects, count, &message)),
+        }
+    }
+}
+
+fn gzip(body: &[u8]) -> Result<Vec<u8>> {
+    let mut encoder = GzEncoder::new(Vec::with_capacity(body.len() / 4), Compression::fast());
+    encoder
+        .write_all(body)
+        .and_then(|()| encoder.finish())
+        .map_err(|error| Error::io("the request could not be compressed", error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_are_not_printed() {
+        let headers = Headers::none().with("Authorization", "hunter2\n").unwrap();
+        assert_eq!(format!("{headers:?}"), "[redacted]");
+        assert!(!format!("{:?}", headers.0).contains("hunter2"));
+        let error = Headers::none().with("authorization", "hun\nter2").unwrap_err();
+        assert!(
+            error.message().contains("authorization") && !error.message().contains("ter2"),
+            "{error}"
+        );
+    }
+}
