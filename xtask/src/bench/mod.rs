@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: how fast and how small `agents run` is, beside other tools on the same machine.
 
+mod audit;
 mod contenders;
 mod engines;
 mod memory;
@@ -23,6 +24,7 @@ Measure the `agents` binary, built with the release profile.
 Usage: cargo xtask bench run [OPTIONS]
        cargo xtask bench memory [OPTIONS]
        cargo xtask bench storage [OPTIONS]
+       cargo xtask bench audit [OPTIONS]
 
   run      wall time of a whole `echo hello`, process start to end, of `agents run`, `bwrap`, `runc run` and
            `runsc run` in turn, and of `agents run` on each engine that `cargo xtask services` has started beside the
@@ -31,6 +33,8 @@ Usage: cargo xtask bench run [OPTIONS]
            embedded runtime and on each engine that runs
   storage  store and retrieve of 1 GiB, and of 10,000 small artifacts, beside the client that it is built on, plain and
            with the SHA-256 that we must compute, against one server
+  audit    the journal beside raw `write` and `fdatasync`, the database sink beside raw statements, and what the trail
+           adds to a run
 
 Options:
   -n N             rounds of `run` after 3 that do not count (default 30), or of `storage` (default 5)
@@ -39,8 +43,8 @@ Options:
   --check          fail when `agents run` on the host's root takes more than 1.5 times the median of `runc run`,
                    when it takes more than 0.8 times an engine's command line (1.0 times for many at once),
                    when storage is below 0.95 (1 GiB) or 0.9 (small artifacts) of the hashing client's throughput,
-                   or when more than 64 MiB are needed
-  --json FILE      where to write the numbers (default CARGO_TARGET_DIR/bench/{run,memory,storage}.json)
+                   when more than 64 MiB are needed, or when a ratio of `audit` is missed
+  --json FILE      where to write the numbers (default CARGO_TARGET_DIR/bench/{run,memory,storage,audit}.json)
   --agents FILE    measure this binary instead of building one
 ";
 
@@ -80,6 +84,7 @@ pub(crate) fn run(mut args: Args) -> Result<ExitCode> {
         Some("run") => (wall::run, 30),
         Some("memory") => (memory::run, 1),
         Some("storage") => (storage::run, 5),
+        Some("audit") => (audit::run, 1),
         Some(other) => return fail(format!("no benchmark `{other}`; see --help")),
         None => {
             print!("{HELP}");
