@@ -1,13 +1,13 @@
-//! What the suites share: where the engine is, the fixtures, and what only an engine's output can do.
+//! What the suites share: where the engine is, and what only an engine's output can do.
 
+mod fixture;
 mod variables;
 
-use std::{fs, os::unix::fs::PermissionsExt, process::ExitCode, sync::Arc};
+use std::{process::ExitCode, sync::Arc};
 
 pub(crate) use variables::variable;
 
-use agents_core::{ContainerRuntime, CopyFromRequest, ExecRequest, Exit, NetworkConfig, Process, StartRequest};
-use agents_runtime_podman::{PodmanConfig, PodmanRuntime};
+use agents_core::{CopyFromRequest, ExecRequest, Exit, NetworkConfig, Process, StartRequest};
 use agents_testkit::{Case, Failure, hostile::hostile_outputs, probe, runtime, runtime::RuntimeFixture, trials};
 use futures_util::StreamExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -19,7 +19,7 @@ pub(crate) fn run(name: &str, url: &str, gvisor: &str, image: &str) -> ExitCode 
         let (url, image) = (url.to_owned(), image.to_owned());
         let make = move || {
             let (url, image) = (url.clone(), image.clone());
-            async move { fixture(&url, &image, class).await }
+            async move { fixture::make(&url, &image, class).await }
         };
         let name = class.map_or_else(|| name.to_owned(), |class| format!("{name}::{class}"));
         all.push(trials(&name, runtime::cases(), make.clone()));
@@ -28,24 +28,6 @@ pub(crate) fn run(name: &str, url: &str, gvisor: &str, image: &str) -> ExitCode 
         all.push(trials(&format!("{name}::hostile"), hostile_cases(), make));
     }
     agents_testkit::run(all)
-}
-
-async fn fixture(url: &str, image: &str, class: Option<&str>) -> Result<RuntimeFixture, String> {
-    let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
-    let shared = dir.path().join("shared");
-    fs::create_dir(&shared).map_err(|error| error.to_string())?;
-    // The agent is another user than the caller where the engine is root's.
-    fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).map_err(|error| error.to_string())?;
-    let config = PodmanConfig::default().with_remote_url(url);
-    let runtime = PodmanRuntime::new(config, dir.path().join("podman")).map_err(|error| error.to_string())?;
-    runtime.learn().await;
-    let runtime: Arc<dyn ContainerRuntime> = Arc::new(runtime);
-    if let Err(error) = runtime.capabilities().of_class(class) {
-        panic!("{error}");
-    }
-    Ok(RuntimeFixture::new(runtime, image, shared)
-        .of_class(class.map(str::to_owned))
-        .keeping(dir))
 }
 
 /// Ports on loopback, into a container without a network.
