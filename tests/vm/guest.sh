@@ -1,5 +1,5 @@
 #!/bin/sh
-# PID 1 of the virtual machine: makes it look like an ordinary host with cgroup v2, then runs the checks and the
+# PID 1 of the machine that has no systemd: makes it look like an ordinary host with cgroup v2, then runs the checks and the
 # test suites as root and as a user to whom a subtree is delegated, the way systemd does it.
 export PATH=/usr/sbin:/usr/bin HOME=/root NO_COLOR=1 TERM=dumb
 cgroups=/sys/fs/cgroup

@@ -18,7 +18,14 @@ if ! mount -t ext4 /dev/vda /disk; then
     echo "vmtest: boot/disk FAIL the disk cannot be mounted"
     poweroff -f
 fi
+# A disk without our programs has them on a second one.
+if [ -b /dev/vdb ] && ! mount -t ext4 /dev/vdb /disk/vmtest; then
+    echo "vmtest: boot/programs FAIL the second disk cannot be mounted"
+fi
 for folder in proc sys dev; do
     mount --move "/$folder" "/disk/$folder"
 done
+if [ -e /disk/lib/systemd/systemd ]; then
+    exec switch_root /disk /lib/systemd/systemd
+fi
 exec switch_root /disk /vmtest/guest.sh

@@ -26,6 +26,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("chromium", "looking at the page of a session as people do"),
     ("cpio", "looking into the virtual machine's initramfs"),
     ("containerd", "docker services"),
+    ("debootstrap", "vm-test: the machine with podman"),
     ("docker.io", "docker services"),
     ("e2fsprogs", "disk images: mkfs.ext4"),
     ("gcc", "a probe that looks around in a container"),

@@ -38,7 +38,7 @@ Commands:
   services   start and stop the servers that tests talk to
   install    Debian packages that tests and benchmarks need
   bench      compare `agents run` with other tools; measure its memory
-  vm-test    boot a cgroup v2 kernel in qemu and run the native runtime's tests there
+  vm-test    boot a cgroup v2 kernel in qemu and run tests of the native and the podman runtime there
 
 `cargo xtask COMMAND --help` tells more.
 ";

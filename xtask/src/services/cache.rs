@@ -10,7 +10,7 @@ use crate::{lock, random};
 ///
 /// `build` gets an empty folder to work in and returns the part of it to keep. A process that is killed in the
 /// middle leaves nothing that a later one would take for a program.
-pub(super) fn once(
+pub(crate) fn once(
     folder: &Path,
     version: &str,
     recipe: &str,

@@ -36,7 +36,7 @@ pub(super) const OPEN_FILES: u32 = 20_000;
 pub(super) const PROCESSES: u32 = 10_000;
 
 /// An error unless we are root, who alone can start an engine.
-pub(super) fn need_root(name: &str) -> Result<()> {
+pub(crate) fn need_root(name: &str) -> Result<()> {
     if rustix::process::geteuid().is_root() {
         return Ok(());
     }
@@ -96,7 +96,7 @@ pub(super) fn remove_containers(socket: &Path) {
 }
 
 /// The images' files: busybox under all its names, the users `root`, `agent` and `nobody`, and the usual folders.
-fn archive() -> Result<Vec<u8>> {
+pub(crate) fn archive() -> Result<Vec<u8>> {
     let program = sh::need("busybox")?;
     let scratch = Scratch::new("engine-image")?;
     let root = scratch.path().join("root");

@@ -8,6 +8,8 @@ use crate::ci::results::Suite;
 /// What was understood so far.
 #[derive(Debug, Default)]
 pub(super) struct Console {
+    /// The machine whose console it is.
+    machine: &'static str,
     checks: Suite,
     suites: Vec<Suite>,
     /// True between the `begin` and the `end` of a harness.
@@ -33,6 +35,13 @@ pub(super) fn plain(line: &str) -> String {
 }
 
 impl Console {
+    pub(super) fn of(machine: &'static str) -> Self {
+        Self {
+            machine,
+            ..Self::default()
+        }
+    }
+
     pub(super) fn line(&mut self, line: &str) {
         // The firmware and the kernel may have left something before it on the line.
         let said = line.find("vmtest: ").map(|at| &line[at + 8..]);
@@ -46,7 +55,7 @@ impl Console {
             Some(("finished", _)) => self.finished = true,
             Some(("note", _)) => {}
             Some(("begin", name)) => {
-                self.suites.push(Suite::new(format!("vm {name}")));
+                self.suites.push(Suite::new(format!("vm {} {name}", self.machine)));
                 self.inside = true;
             }
             Some(("end", rest)) => {
@@ -59,7 +68,7 @@ impl Console {
 
     /// All suites; `problem` is what went wrong with the machine itself.
     pub(super) fn finish(mut self, problem: Option<String>) -> Vec<Suite> {
-        self.checks.name = "vm checks".to_owned();
+        self.checks.name = format!("vm {} checks", self.machine);
         self.checks.finished = true;
         if self.checks.passed == 0 && problem.is_none() {
             self.fail("the machine ran no check");
@@ -109,7 +118,7 @@ mod tests {
     use super::*;
 
     fn read(text: &str, problem: Option<&str>) -> Vec<Suite> {
-        let mut console = Console::default();
+        let mut console = Console::of("small");
         text.lines().for_each(|line| console.line(line));
         console.finish(problem.map(str::to_owned))
     }
@@ -134,7 +143,8 @@ vmtest: finished",
         );
         assert_eq!((suites[0].passed, suites[0].failed, suites[0].ignored), (1, 1, 1));
         assert_eq!(suites[0].broken, ["root/oom: no oom_kill"]);
-        assert_eq!(suites[1].name, "vm root/conformance");
+        assert_eq!(suites[0].name, "vm small checks");
+        assert_eq!(suites[1].name, "vm small root/conformance");
         assert_eq!((suites[1].passed, suites[1].ignored), (1, 1));
         assert_eq!(suites[2].broken, ["ended with status 139"]);
         assert_eq!(suites[2].failures(), 1);

@@ -1,4 +1,5 @@
-//! What the machine boots from: an initramfs that finds the disk, and a disk with a small root file system.
+//! What the machines boot from: an initramfs that finds the disks, a disk with a small root file system, and one with
+//! our programs for a machine whose root is another.
 
 use std::fs::{self, File, Permissions};
 use std::io::BufWriter;
@@ -14,6 +15,8 @@ use crate::sh;
 
 /// Sparse: it takes the space of what is in it.
 const DISK_SIZE: &str = "4G";
+
+const SCRIPTS: &[&str] = &["guest.sh", "checks.sh", "debian.sh", "podman.sh", "report.sh", "cc.sh"];
 
 /// What a host has and busybox lacks.
 const HOST_PROGRAMS: &[&str] = &["mkfs.ext4"];
@@ -107,25 +110,51 @@ pub(super) fn disk(folder: &Path, scripts: &Path, payload: &[Program]) -> Result
         let path = root.join("etc").join(name);
         fs::write(&path, text).context(|| format!("cannot write {}", path.display()))?;
     }
-    for script in ["guest.sh", "checks.sh", "cc.sh"] {
-        copy(&scripts.join(script), &root.join("vmtest").join(script))?;
-    }
+    add_programs(&root.join("vmtest"), scripts, payload)?;
     for program in payload {
-        copy(&program.file, &root.join("vmtest").join(&program.place))?;
         copy(&program.file, &inside(&root, &program.file))?;
     }
     for program in HOST_PROGRAMS {
         with_libraries(&root, &sh::need(program)?)?;
     }
     let disk = folder.join("disk");
+    file_system(&root, &disk)?;
+    Ok(disk)
+}
+
+/// Makes the disk that is `/vmtest` where the root is not ours: the scripts, our programs, and the files of an image.
+pub(super) fn programs(folder: &Path, scripts: &Path, payload: &[Program], image: &[u8]) -> Result<PathBuf> {
+    let root = folder.join("programs");
+    let suites = root.join("suites");
+    fs::create_dir_all(&suites).context(|| format!("cannot create {}", suites.display()))?;
+    add_programs(&root, scripts, payload)?;
+    let archive = root.join("image.tar");
+    fs::write(&archive, image).context(|| format!("cannot write {}", archive.display()))?;
+    let disk = folder.join("disk");
+    file_system(&root, &disk)?;
+    Ok(disk)
+}
+
+/// Makes a sparse disk with what is in a folder.
+pub(super) fn file_system(root: &Path, disk: &Path) -> Result<()> {
     sh::output(
         Command::new(sh::need("mkfs.ext4")?)
             .args(["-q", "-F", "-E", "root_owner=0:0", "-d"])
-            .arg(&root)
-            .arg(&disk)
+            .arg(root)
+            .arg(disk)
             .arg(DISK_SIZE),
-    )?;
-    Ok(disk)
+    )
+    .map(drop)
+}
+
+fn add_programs(to: &Path, scripts: &Path, payload: &[Program]) -> Result<()> {
+    for script in SCRIPTS {
+        copy(&scripts.join(script), &to.join(script))?;
+    }
+    for program in payload {
+        copy(&program.file, &to.join(&program.place))?;
+    }
+    Ok(())
 }
 
 /// Copies a program of this machine, and the libraries that it is linked with, to where they are here.

@@ -1,41 +1,71 @@
-//! `cargo xtask vm-test`: the tests of the native runtime on a host with cgroup v2.
+//! `cargo xtask vm-test`: the tests of the native runtime and of podman's on a host with cgroup v2.
 //!
 //! Debian's cloud kernel boots under qemu, emulated, from an initramfs that is made here; nothing is installed but
-//! qemu. The scripts that run inside are in `tests/vm/`. What comes back is the text of the serial console.
+//! qemu and debootstrap. There are two machines: a small one of busybox, and a Debian with podman. The scripts that run
+//! inside are in `tests/vm/`. What comes back is the text of the serial console.
 
 mod console;
 mod cpio;
+mod debian;
 mod image;
 mod kernel;
 mod payload;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use crate::args::Args;
 use crate::ci::results::Suite;
-use crate::error::Result;
+use crate::error::{Result, fail};
 use crate::scratch::Scratch;
+use crate::services::engine;
 use crate::{metadata, sh};
 
 use console::Console;
 
 pub(crate) const HELP: &str = "\
 Boot a kernel with cgroup v2 in qemu (emulated, no KVM) and run there, as root and as an ordinary user with a
-delegated cgroup subtree: checks of the machine, `agents run`, and the conformance suite of the native runtime,
-both built statically.
+delegated cgroup subtree: checks of the machine, `agents run`, and a suite, all built statically. There are two
+machines: `native`, with busybox alone and the whole conformance suite of the native runtime, and `podman`, a Debian
+whose disk is made by debootstrap (as root, once), with podman and a choice of its cases.
 
 Usage: cargo xtask vm-test [OPTIONS]
 
 Options:
-  --no-build         only the checks of the machine: build and run nothing of ours
-  --timeout SECONDS  how long the machine may run (default 1500)
+  --machine NAME     only this one: native or podman
+  --no-build         only the checks of the machines: build and run nothing of ours
+  --timeout SECONDS  how long each machine may run (default 1500)
 ";
+
+/// A machine, and what runs there.
+#[derive(Debug)]
+struct Machine {
+    name: &'static str,
+    /// The package, and its suite.
+    suite: (&'static str, &'static str),
+    /// Whether its root is the Debian with podman.
+    podman: bool,
+}
+
+const MACHINES: &[Machine] = &[
+    Machine {
+        name: "native",
+        suite: ("agents-runtime-native", "conformance"),
+        podman: false,
+    },
+    Machine {
+        name: "podman",
+        suite: ("agents-runtime-podman", "cgroup_v2"),
+        podman: true,
+    },
+];
 
 /// What the caller can choose.
 #[derive(Debug)]
 pub(crate) struct Options {
+    /// All of them, unless it is named.
+    machine: Option<String>,
     pub(crate) build: bool,
     pub(crate) limit: Duration,
 }
@@ -43,6 +73,7 @@ pub(crate) struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            machine: None,
             build: true,
             limit: Duration::from_secs(1500),
         }
@@ -51,6 +82,7 @@ impl Default for Options {
 
 pub(crate) fn run(mut args: Args) -> Result<ExitCode> {
     let mut options = Options {
+        machine: args.value("--machine")?,
         build: !args.flag("--no-build"),
         ..Options::default()
     };
@@ -83,12 +115,30 @@ pub(crate) fn run(mut args: Args) -> Result<ExitCode> {
     })
 }
 
-/// Boots the machine and returns what ran there.
+/// Boots the machines and returns what ran there. One that cannot be booted is a failure beside the results of the others.
 pub(crate) fn test(options: &Options) -> Result<Vec<Suite>> {
+    let chosen: Vec<_> = MACHINES
+        .iter()
+        .filter(|machine| options.machine.as_ref().is_none_or(|name| name == machine.name))
+        .collect();
+    if chosen.is_empty() {
+        return fail("--machine: there are `native` and `podman`");
+    }
+    let mut suites = Vec::new();
+    for machine in chosen {
+        match boot(machine, options) {
+            Ok(ran) => suites.extend(ran),
+            Err(error) => suites.extend(Console::of(machine.name).finish(Some(error.to_string()))),
+        }
+    }
+    Ok(suites)
+}
+
+fn boot(machine: &Machine, options: &Options) -> Result<Vec<Suite>> {
     let qemu = sh::need("qemu-system-x86_64")?;
     let metadata = metadata::load()?;
     let (mut payload, mut suites) = if options.build {
-        payload::build(&metadata)?
+        payload::build(&metadata, machine.suite)?
     } else {
         (Vec::new(), Vec::new())
     };
@@ -99,18 +149,23 @@ pub(crate) fn test(options: &Options) -> Result<Vec<Suite>> {
     }
     let scripts = metadata.root.join("tests/vm");
     let initramfs = image::initramfs(scratch.path(), &scripts, &kernel.modules)?;
-    let disk = image::disk(scratch.path(), &scripts, &payload)?;
+    let disks = if machine.podman {
+        let programs = image::programs(scratch.path(), &scripts, &payload, &engine::archive()?)?;
+        vec![debian::disk()?, programs]
+    } else {
+        vec![image::disk(scratch.path(), &scripts, &payload)?]
+    };
 
-    let mut console = Console::default();
-    let outcome = sh::stream(
-        &mut command(&qemu, &kernel.image, &initramfs, &disk),
-        options.limit,
-        |line| {
-            let line = console::plain(line);
-            println!("  vm| {line}");
-            console.line(&line);
-        },
-    );
+    println!("booting the machine {}", machine.name);
+    let mut console = Console::of(machine.name);
+    let mut command = command(&qemu, &kernel.image, &initramfs, &disks);
+    // What is written to disks goes to a file there.
+    command.env("TMPDIR", scratch.path());
+    let outcome = sh::stream(&mut command, options.limit, |line| {
+        let line = console::plain(line);
+        println!("  vm| {line}");
+        console.line(&line);
+    });
     let problem = match outcome {
         Ok(status) if status.success() => None,
         Ok(status) => Some(format!("qemu ended with {status}")),
@@ -120,7 +175,7 @@ pub(crate) fn test(options: &Options) -> Result<Vec<Suite>> {
     Ok(suites)
 }
 
-fn command(qemu: &Path, kernel: &Path, initramfs: &Path, disk: &Path) -> Command {
+fn command(qemu: &Path, kernel: &Path, initramfs: &Path, disks: &[PathBuf]) -> Command {
     let mut command = Command::new(qemu);
     // KVM, where there is one, is often a nested one that hangs: emulation is slow and works everywhere.
     command.args(["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max"]);
@@ -128,12 +183,17 @@ fn command(qemu: &Path, kernel: &Path, initramfs: &Path, disk: &Path) -> Command
     command.args(["-serial", "stdio", "-no-reboot"]);
     command.arg("-kernel").arg(kernel);
     command.arg("-initrd").arg(initramfs);
-    command
-        .arg("-drive")
-        .arg(format!("file={},if=virtio,format=raw,cache=unsafe", disk.display()));
+    for disk in disks {
+        command.arg("-drive").arg(format!(
+            "file={},if=virtio,format=raw,cache=unsafe,snapshot=on",
+            disk.display()
+        ));
+    }
+    // The last two are for systemd, which one of the machines has.
     command.args([
         "-append",
-        "console=ttyS0 quiet loglevel=1 panic=-1 cgroup_no_v1=all lsm=landlock,yama,apparmor,bpf",
+        "console=ttyS0 quiet loglevel=1 panic=-1 cgroup_no_v1=all lsm=landlock,yama,apparmor,bpf \
+         systemd.run=/vmtest/debian.sh systemd.show_status=false",
     ]);
     command
 }

@@ -21,13 +21,14 @@ pub(super) struct Program {
     pub(super) place: String,
 }
 
-/// Builds the CLI and the conformance suite; what the workspace does not have is a skipped test.
-pub(super) fn build(metadata: &Metadata) -> Result<(Vec<Program>, Vec<Suite>)> {
+/// Builds the CLI and the suite of a package; what the workspace does not have is a skipped test.
+pub(super) fn build(metadata: &Metadata, (package, suite): (&str, &str)) -> Result<(Vec<Program>, Vec<Suite>)> {
     let mut programs = Vec::new();
     let mut skipped = Vec::new();
+    let in_suites = format!("suites/{suite}");
     let wanted = [
         ("agents-cli", "bin", "agents", "agents"),
-        ("agents-runtime-native", "test", "conformance", "suites/conformance"),
+        (package, "test", suite, &in_suites),
     ];
     for (package, kind, target, place) in wanted {
         let exists = metadata
@@ -148,9 +149,9 @@ mod tests {
 
     #[test]
     fn what_does_not_exist_yet_is_skipped_with_the_reason() {
-        let (programs, skipped) = build(&Metadata::default()).unwrap();
+        let (programs, skipped) = build(&Metadata::default(), ("agents-x", "conformance")).unwrap();
         assert!(programs.is_empty());
         assert_eq!(skipped.len(), 2);
-        assert!(skipped[1].skipped[0].1.contains("agents-runtime-native"));
+        assert!(skipped[1].skipped[0].1.contains("agents-x"));
     }
 }
