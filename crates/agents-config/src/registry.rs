@@ -142,7 +142,7 @@ impl fmt::Debug for Registry {
 }
 
 /// The features of the facade that bring an adapter in.
-const FEATURES: [(Kind, &str, &str); 15] = [
+const FEATURES: [(Kind, &str, &str); 16] = [
     (Kind::ContainerRuntime, "native", "runtime-native"),
     (Kind::ContainerRuntime, "docker", "runtime-docker"),
     (Kind::ContainerRuntime, "podman", "runtime-podman"),
@@ -156,6 +156,7 @@ const FEATURES: [(Kind, &str, &str); 15] = [
     (Kind::AuditLogger, "elasticsearch", "audit-elasticsearch"),
     (Kind::AuditLogger, "datadog", "audit-datadog"),
     (Kind::AuditLogger, "cloudwatch", "audit-cloudwatch"),
+    (Kind::AuditLogger, "otlp", "audit-otlp"),
     (Kind::AuditLogger, composite::TYPE, "audit-composite"),
     (Kind::PolicyValidator, "default", "policy-default"),
 ];

@@ -229,6 +229,11 @@ async fn a_full_spool_refuses_and_takes_again_once_there_is_room() {
     let status = spool.status();
     assert_eq!((status.refused, status.events), (3, taken));
     assert!(status.bytes <= 1 << 20);
+    let answer = spool.check_availability().await.unwrap();
+    assert!(
+        !answer.available && answer.problems[0].reason.contains("it is full"),
+        "{answer:?}"
+    );
     sink.set(Mood::Fine);
     spool.flush().await.unwrap();
     // Segments go once it is written down that they were delivered.

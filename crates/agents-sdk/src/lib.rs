@@ -2,21 +2,31 @@
 #![forbid(unsafe_code)]
 
 mod configure;
+#[cfg(feature = "spool")]
+mod spooled;
 
 pub use agents_config as config;
 pub use agents_core as core;
 pub use agents_session as session;
 
+#[cfg(feature = "audit-cloudwatch")]
+pub use agents_audit_cloudwatch as audit_cloudwatch;
+#[cfg(feature = "audit-datadog")]
+pub use agents_audit_datadog as audit_datadog;
 #[cfg(feature = "audit-elasticsearch")]
 pub use agents_audit_elasticsearch as audit_elasticsearch;
 #[cfg(feature = "audit-export")]
 pub use agents_audit_export as audit_export;
 #[cfg(feature = "audit-file")]
 pub use agents_audit_file as audit_file;
-#[cfg(feature = "audit-file")]
-pub use agents_journal as journal;
+#[cfg(feature = "audit-otlp")]
+pub use agents_audit_otlp as audit_otlp;
 #[cfg(feature = "audit-database")]
 pub use agents_audit_sql as audit_sql;
+#[cfg(feature = "audit-file")]
+pub use agents_journal as journal;
+#[cfg(any(feature = "audit-composite", feature = "spool"))]
+pub use agents_layers as layers;
 #[cfg(feature = "policy-default")]
 pub use agents_policy_default as policy_default;
 #[cfg(feature = "runtime-docker")]
@@ -37,8 +47,8 @@ pub use agents_storage_objectstore as storage_objectstore;
 pub use configure::{AdapterChoice, Configure, Loaded, configure_adapters};
 
 use agents_config::Registry;
-use agents_core::{Policy, Result, Secret, SecretResolver};
-use agents_session::{Agent, AgentResult, SessionRequest};
+use agents_core::{ErrorKind, Policy, Result, Secret, SecretResolver};
+use agents_session::{Agent, AgentResult, Engine, SessionRequest};
 
 /// What almost every program needs.
 pub mod prelude {
@@ -95,12 +105,33 @@ pub fn default_registry() -> Result<Registry> {
     #[cfg(feature = "audit-file")]
     let registry = registry.register_audit::<agents_audit_file::FileAuditFactory>()?;
     #[cfg(feature = "audit-database")]
-    let registry = registry.register_audit::<agents_audit_sql::DatabaseAuditFactory>()?;
+    let registry = registry.register_audit::<spooled::Database>()?;
     #[cfg(feature = "audit-elasticsearch")]
-    let registry = registry.register_audit::<agents_audit_elasticsearch::ElasticsearchAuditFactory>()?;
+    let registry = registry.register_audit::<spooled::Elasticsearch>()?;
+    #[cfg(feature = "audit-datadog")]
+    let registry = registry.register_audit::<spooled::Datadog>()?;
+    #[cfg(feature = "audit-cloudwatch")]
+    let registry = registry.register_audit::<spooled::CloudWatch>()?;
+    #[cfg(feature = "audit-otlp")]
+    let registry = registry.register_audit::<spooled::Otlp>()?;
+    #[cfg(feature = "audit-composite")]
+    let registry = registry.register_audit_composite(combine)?;
     #[cfg(feature = "policy-default")]
     let registry = registry.register_policy::<agents_policy_default::DefaultPolicyFactory>()?;
     Ok(registry)
+}
+
+/// Brings the sinks of `type: composite` together.
+#[cfg(feature = "audit-composite")]
+fn combine(parts: Vec<agents_config::AuditPart>) -> Result<std::sync::Arc<dyn agents_core::AuditLogger>> {
+    use agents_layers::composite::{Composite, Part};
+    let part = |part: agents_config::AuditPart| match part.required {
+        true => Part::required(part.logger),
+        false => Part::best_effort(part.logger),
+    };
+    Ok(std::sync::Arc::new(Composite::new(
+        parts.into_iter().map(part).collect(),
+    )?))
 }
 
 /// Runs an agent with the adapters that file and environment choose. The secrets of the policy's `tmpfs_secrets` are
@@ -117,7 +148,19 @@ pub async fn run_agent(agent: Agent, policy: Policy) -> Result<AgentResult> {
     loaded.trace_warnings();
     let agent = agent.with_secrets(resolve_secrets(&policy, loaded.secrets.as_ref()).await?);
     let engine = loaded.build().await?;
-    engine.run(SessionRequest::new(agent, policy)).await
+    let result = engine.run(SessionRequest::new(agent, policy)).await;
+    close(&engine).await;
+    result
+}
+
+/// Shuts the audit trail of an engine down, which delivers what waits in a spool, if its sink is there. Call it when an engine
+/// is done with; what is not delivered is not lost, but waits for the next process.
+pub async fn close(engine: &Engine) {
+    if let Err(error) = engine.adapters().audit.shutdown().await
+        && error.kind() != ErrorKind::Conflict
+    {
+        tracing::warn!(error = %error.report(), "the audit trail was not shut down");
+    }
 }
 
 /// Resolves the references of a policy's `tmpfs_secrets`.

@@ -31,6 +31,10 @@ fn every_feature_brings_its_adapter() {
         ("file", cfg!(feature = "audit-file")),
         ("database", cfg!(feature = "audit-database")),
         ("elasticsearch", cfg!(feature = "audit-elasticsearch")),
+        ("datadog", cfg!(feature = "audit-datadog")),
+        ("cloudwatch", cfg!(feature = "audit-cloudwatch")),
+        ("otlp", cfg!(feature = "audit-otlp")),
+        ("composite", cfg!(feature = "audit-composite")),
     ];
     assert_eq!(registry.types(Kind::AuditLogger), present(&audits));
     let policies: &[&str] = if cfg!(feature = "policy-default") {
@@ -105,10 +109,75 @@ mod with_everything {
         assert!(error.message().contains("NOPE"), "{error}");
     }
 
+    #[cfg(all(feature = "audit-database", feature = "audit-elasticsearch"))]
+    #[test]
+    fn a_spool_stands_in_front_of_what_is_reached_over_a_network() {
+        use agents_sdk::config::{Kind, Setting};
+        let home = tempfile::tempdir().unwrap();
+        let spool =
+            |adapter: &str, key: &str, value: &str, variables: &[(&str, &str)]| -> agents_sdk::core::Result<_> {
+                let variables = variables.iter().copied().chain([("HOME", "/h")]);
+                let loaded = configure_adapters()
+                    .with_environment(variables.collect())
+                    .with_state_dir(Some(home.path().to_owned()))
+                    .with_audit_logger(adapter)
+                    .with_value(Kind::AuditLogger, key, value)
+                    .load()?;
+                let of_spool = |setting: &Setting| setting.key == "adapters.audit_logger.config.spool";
+                let setting = loaded.config.settings().into_iter().find(of_spool);
+                Ok(setting.map(|setting| setting.value))
+            };
+        let on = spool("elasticsearch", "endpoint", "https://search.example", &[])
+            .unwrap()
+            .unwrap();
+        assert_eq!((&on["max_mb"], &on["shutdown_seconds"]), (&256.into(), &5.into()));
+        assert!(spool("database", "url", "env:URL", &[]).unwrap().unwrap().is_object());
+        assert_eq!(spool("database", "path", "/a.db", &[]).unwrap().unwrap(), false);
+        assert_eq!(spool("file", "log_path", "/a", &[]).unwrap(), None);
+        let variable = "ISOLATED_AGENTS_AUDIT_ELASTICSEARCH_SPOOL";
+        let of = |text| {
+            spool(
+                "elasticsearch",
+                "endpoint",
+                "https://search.example",
+                &[(variable, text)],
+            )
+        };
+        assert_eq!(of("false").unwrap().unwrap(), false);
+        assert_eq!(of(r#"{"max_mb": 3}"#).unwrap().unwrap()["max_mb"], 3);
+        let error = of(r#"{"max": 3}"#).unwrap_err();
+        assert!(
+            error.message().contains("max_mb") && error.message().contains(variable),
+            "{error}"
+        );
+        assert!(
+            of(r#"{"max_mb": 0}"#)
+                .unwrap_err()
+                .message()
+                .contains("spool.max_mb is 0")
+        );
+        assert!(of("maybe").is_err());
+    }
+
     #[test]
     fn the_adapters_example_files_load() {
         let examples = [
             include_str!("../../agents-audit-file/example.yaml"),
+            #[cfg(feature = "audit-database")]
+            include_str!("../../agents-audit-sql/example.yaml"),
+            #[cfg(feature = "audit-elasticsearch")]
+            include_str!("../../agents-audit-elasticsearch/example.yaml"),
+            #[cfg(feature = "audit-datadog")]
+            include_str!("../../agents-audit-datadog/example.yaml"),
+            #[cfg(feature = "audit-cloudwatch")]
+            include_str!("../../agents-audit-cloudwatch/example.yaml"),
+            #[cfg(all(
+                feature = "audit-composite",
+                feature = "audit-cloudwatch",
+                feature = "audit-datadog",
+                feature = "audit-elasticsearch"
+            ))]
+            include_str!("../../agents-layers/example.yaml"),
             include_str!("../../agents-policy-default/example.yaml"),
         ];
         let home = tempfile::tempdir().unwrap();

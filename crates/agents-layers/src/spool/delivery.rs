@@ -2,6 +2,7 @@
 
 use std::{
     path::PathBuf,
+    pin::pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -16,7 +17,7 @@ use jiff::Timestamp;
 use serde_json::json;
 use tokio::{
     sync::{Notify, watch},
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 
 use super::{
@@ -163,8 +164,19 @@ impl Delivery {
             let done = match records {
                 Ok(records) if records.is_empty() => break,
                 Ok(records) => {
-                    let items = records.into_iter().map(Item::new).collect();
-                    unless_stopped(&mut stop, self.settle(items)).await
+                    let mut settling = pin!(self.settle(records.into_iter().map(Item::new).collect()));
+                    match due {
+                        None => unless_stopped(&mut stop, settling).await,
+                        Some(due) => match unless_stopped(&mut stop, timeout_at(due, &mut settling)).await {
+                            // An outage must not keep what was delivered before it from being written down.
+                            Some(Err(_)) => {
+                                self.acknowledge(&mut cursor).await;
+                                acknowledged = Instant::now();
+                                unless_stopped(&mut stop, settling).await
+                            }
+                            settled => settled.map(drop),
+                        },
+                    }
                 }
                 Err(error) => {
                     cursor.rewind();

@@ -36,6 +36,9 @@ const ADOPT_EVERY: Duration = Duration::from_secs(60);
 /// How long the sink may take to say how it is.
 const PROBE: Duration = Duration::from_secs(15);
 
+/// Few events are larger.
+const ORDINARY: u64 = 64 << 10;
+
 /// Stands in front of a sink: an event is acknowledged once it is on local disk, and delivered from there.
 ///
 /// Nothing is touched before the first event. Dropping it without `shutdown` loses nothing: what waits is delivered by the
@@ -165,10 +168,12 @@ impl Spool {
             sink_type: self.sink.info().adapter_type,
             location: self.sink.location(),
         };
+        let path = folder.join(SINK);
+        let known = blocking(move || files::read_json::<SinkName>(&path)).await?;
+        if known.as_ref() == Some(&name) {
+            return Ok(());
+        }
         if let Some(found) = inspect(&folder).await? {
-            if found.sink == name.sink_type && found.location == name.location {
-                return Ok(());
-            }
             if found.events() > 0 || found.writers.iter().any(|writer| writer.live) {
                 return Err(Error::new(
                     ErrorKind::Conflict,
@@ -223,6 +228,14 @@ impl Spool {
             ));
         }
         Ok(payload)
+    }
+
+    /// Whether there is room for an event of ordinary size.
+    fn check_room(&self, opened: &Opened) -> Result<()> {
+        match opened.journal.status().bytes + ORDINARY > self.options.max_bytes {
+            true => Err(self.full("it is full", None)),
+            false => self.check_age(opened),
+        }
     }
 
     fn check_age(&self, opened: &Opened) -> Result<()> {
@@ -317,7 +330,7 @@ impl AuditLogger for Spool {
         }
         let waiting = inspect(&self.options.folder).await?;
         let (events, lost) = waiting.as_ref().map_or((0, 0), |found| (found.events(), found.lost()));
-        let full = self.opened.get().and_then(|opened| self.check_age(opened).err());
+        let full = self.opened.get().and_then(|opened| self.check_room(opened).err());
         if let Some(error) = full {
             return Ok(Availability::unavailable(error.report(), "see to the sink"));
         }
