@@ -202,9 +202,9 @@ async fn the_main_process_starts_once_and_everything_ends_with_it() {
     assert_eq!(sandbox.state().await, ContainerState::Created);
     let early = sandbox.exec(shell("true")).await;
     assert_eq!(early.unwrap_err().kind(), ErrorKind::Conflict, "exec before the start");
-    let (mut session, mut afterwards) = connection.start(StartOptions::new(), Arc::new(Quiet)).await.unwrap();
+    let (mut session, afterwards) = connection.start(StartOptions::new(), Arc::new(Quiet)).await.unwrap();
     assert_eq!(first_line(&mut session).await, "container /output");
-    assert!(afterwards.connection().is_none(), "it is in use");
+    assert!(afterwards.read("/output").await.is_none(), "it is in use");
     assert_eq!(sandbox.state().await, ContainerState::Running);
     // A further process ends with the main one, and says so.
     let (other, _child) = sandbox.enter(&exec_command());
@@ -221,10 +221,12 @@ async fn the_main_process_starts_once_and_everything_ends_with_it() {
     // What it left is there, over the connection that there is already and by a further one, and nothing goes on writing.
     let first = sandbox.read("/output", false).await.unwrap();
     assert_eq!(content(&first, "output/r"), "result\n");
-    let over_connection = afterwards.connection().unwrap().read_path("/output").await.unwrap();
-    let over_connection: Vec<Bytes> = over_connection.try_collect().await.unwrap();
-    assert_eq!(over_connection.concat(), first);
-    assert!(afterwards.connection().is_none(), "it was given away");
+    for _ in 0..2 {
+        let reading = afterwards.read("/output").await.unwrap().unwrap();
+        assert!(afterwards.read("/output").await.is_none(), "it is in use");
+        let chunks: Vec<Bytes> = reading.try_collect().await.unwrap();
+        assert_eq!(chunks.concat(), first);
+    }
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(
         content(&sandbox.read("/output", true).await.unwrap(), "output/left"),
@@ -234,6 +236,11 @@ async fn the_main_process_starts_once_and_everything_ends_with_it() {
         fs::read_to_string(format!("/proc/{}/comm", sandbox.first)).unwrap(),
         "agents-exited\n"
     );
+    // It ends when it is told to, for which nobody has to kill it.
+    assert!(afterwards.end().await && !afterwards.end().await);
+    let mut sandbox = sandbox;
+    let status = tokio::time::timeout(SOON, sandbox.bwrap.wait()).await.unwrap().unwrap();
+    assert!(status.success(), "{status}");
 }
 
 #[tokio::test]

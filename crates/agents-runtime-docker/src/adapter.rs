@@ -320,7 +320,7 @@ impl ContainerRuntime for DockerRuntime {
         let judge = EngineJudge::new(Arc::clone(&self.inner.engine), known.id.clone(), said, news);
         let options = StartOptions::new().with_deadline(request.deadline);
         let (session, afterwards) = connection.start(options, Arc::new(judge)).await?;
-        *known.afterwards.lock().unwrap_or_else(PoisonError::into_inner) = Some(afterwards);
+        known.started(afterwards);
         Ok(session.map_events(move |event| {
             if matches!(event, Ok(ExecEvent::Exit(_))) {
                 known.with_phase(|phase| *phase = Phase::Ended);
@@ -338,11 +338,12 @@ impl ContainerRuntime for DockerRuntime {
 
     async fn copy_from(&self, request: CopyFromRequest) -> Result<ByteStream> {
         let path = absolute(&request.path)?;
-        if let Some(connection) = self.locate(&request.container.id).await?.connection() {
-            match connection.read_path(path).await {
+        if let Some(afterwards) = self.locate(&request.container.id).await?.afterwards() {
+            match afterwards.read(path).await {
+                None => {}
                 // The engine may know why.
-                Err(error) if error.kind() == ErrorKind::Unavailable => {}
-                read => return read,
+                Some(Err(error)) if error.kind() == ErrorKind::Unavailable => {}
+                Some(read) => return read,
             }
         }
         let command = agents_guest::read_command(path, request.quiesce);
@@ -410,6 +411,7 @@ impl ContainerRuntime for DockerRuntime {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error),
         };
+        known.end().await;
         self.engine().remove(&known.id).await?;
         known.published.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.inner.forget(id, &known.id);

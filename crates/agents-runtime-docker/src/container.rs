@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use agents_core::{ContainerStats, Result};
@@ -17,6 +17,9 @@ use crate::{
     watch::{News, Watch},
 };
 
+/// How long a container that was told to end may take before it is killed.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// One container of the engine's.
 #[derive(Debug)]
 pub(crate) struct Known {
@@ -30,7 +33,7 @@ pub(crate) struct Known {
     reading: Mutex<Reading>,
     pub(crate) published: Mutex<Option<Published>>,
     /// The connection that the main process was started over from here.
-    pub(crate) afterwards: Mutex<Option<Afterwards>>,
+    afterwards: Mutex<Option<Afterwards>>,
     watch: OnceCell<Watch>,
 }
 
@@ -80,10 +83,23 @@ impl Known {
         Ok(watch.news())
     }
 
-    /// The connection to the first process, when nothing else is carried over it any more.
-    pub(crate) fn connection(&self) -> Option<Connection> {
-        let mut afterwards = self.afterwards.lock().unwrap_or_else(PoisonError::into_inner);
-        afterwards.as_mut().and_then(Afterwards::connection)
+    /// What is left of the connection that the main process was started over from here.
+    pub(crate) fn afterwards(&self) -> Option<Afterwards> {
+        self.afterwards.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn started(&self, afterwards: Afterwards) {
+        *self.afterwards.lock().unwrap_or_else(PoisonError::into_inner) = Some(afterwards);
+    }
+
+    /// Lets the container end by itself where it can, which saves the engine a process that kills it. Returns when the
+    /// engine knows of it.
+    pub(crate) async fn end(&self) {
+        if let (Some(afterwards), Some(watch)) = (self.afterwards(), self.watch.get())
+            && afterwards.end().await
+        {
+            watch.ended(PATIENCE).await;
+        }
     }
 
     /// Looks at the phase, or changes it.

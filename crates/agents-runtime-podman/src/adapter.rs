@@ -402,17 +402,18 @@ impl ContainerRuntime for PodmanRuntime {
 
     async fn copy_from(&self, request: CopyFromRequest) -> Result<ByteStream> {
         absolute(&request.path)?;
-        let connection = self
+        let afterwards = self
             .started
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .get_mut(&request.container.id)
-            .and_then(Afterwards::connection);
-        if let Some(connection) = connection {
-            match connection.read_path(&request.path).await {
+            .get(&request.container.id)
+            .cloned();
+        if let Some(afterwards) = afterwards {
+            match afterwards.read(&request.path).await {
+                None => {}
                 // The engine may know why.
-                Err(error) if error.kind() == ErrorKind::Unavailable => {}
-                read => return read,
+                Some(Err(error)) if error.kind() == ErrorKind::Unavailable => {}
+                Some(read) => return read,
             }
         }
         let command = read_command(&request.path, request.quiesce);

@@ -1,26 +1,62 @@
 //! What the connection to the first process is good for once the main process has ended.
 
-use std::time::Duration;
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
+use agents_core::{ByteStream, Result};
 use tokio::{sync::oneshot, time::timeout};
 
 use super::{
-    Connection,
+    Connection, archive,
     connection::{Messages, Writing},
 };
+use crate::protocol::ToGuest;
 
-/// The connection that a main process was started over, for [`Connection::read_path`] after its end: reading what a run has
-/// made costs no further call of the engine's then.
+/// The connection that a main process was started over, for when it has ended: reading what a run has made, and ending the
+/// container, cost no further process of the engine's then.
 ///
-/// Dropping it closes the connection.
-#[derive(Debug)]
-pub struct Afterwards(oneshot::Receiver<Connection>);
+/// Nobody has it while the process runs, while files are read, and when it was lost; every function says so, and what it is
+/// for is done by way of the engine then. Dropping the last clone closes it.
+#[derive(Clone, Default)]
+pub struct Afterwards(Arc<Mutex<Option<Connection>>>);
 
 impl Afterwards {
-    /// The connection, once, as soon as the session has given its exit. `None` before that, later, and when the connection
-    /// was lost.
-    pub fn connection(&mut self) -> Option<Connection> {
-        self.0.try_recv().ok()
+    pub(super) fn put(&self, connection: Connection) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection);
+    }
+
+    fn take(&self) -> Option<Connection> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// The archive of a path from `init`, otherwise as [`Connection::read`]. `None` without the connection.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` when the path does not exist.
+    pub async fn read(&self, path: &str) -> Option<Result<ByteStream>> {
+        let mut connection = self.take()?;
+        // When it does not listen any more, it does not answer either.
+        let _ = connection.say(&ToGuest::Read(path.to_owned())).await;
+        Some(archive::read(connection, Some(self.clone())).await)
+    }
+
+    /// Ends the first process, and with it the container. `false` without the connection; `true` says nothing about when the
+    /// engine knows of it.
+    pub async fn end(&self) -> bool {
+        match self.take() {
+            Some(mut connection) => connection.say(&ToGuest::End).await.is_ok(),
+            None => false,
+        }
+    }
+}
+
+impl fmt::Debug for Afterwards {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Afterwards").finish_non_exhaustive()
     }
 }
 
@@ -30,20 +66,20 @@ const MOMENT: Duration = Duration::from_secs(1);
 /// Puts the connection together again.
 pub(super) struct Handover {
     writer: oneshot::Receiver<Writing>,
-    to: oneshot::Sender<Connection>,
+    to: Afterwards,
 }
 
 impl Handover {
     pub(super) fn new() -> (Self, oneshot::Sender<Writing>, Afterwards) {
         let (give_writer, writer) = oneshot::channel();
-        let (to, connection) = oneshot::channel();
-        (Self { writer, to }, give_writer, Afterwards(connection))
+        let to = Afterwards::default();
+        (Self { writer, to: to.clone() }, give_writer, to)
     }
 
     /// Gives the connection away, when nothing is being written any more.
     pub(super) async fn give(self, messages: Messages) {
         if let Ok(Ok(writer)) = timeout(MOMENT, self.writer).await {
-            let _ = self.to.send(Connection { messages, writer });
+            self.to.put(Connection { messages, writer });
         }
     }
 }

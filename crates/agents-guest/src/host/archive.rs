@@ -6,33 +6,45 @@ use futures_util::{StreamExt, stream};
 use tokio::io::AsyncWriteExt;
 
 use super::{
-    Connection,
+    Afterwards, Connection,
     connection::{Messages, gone, unexpected},
 };
 use crate::protocol::{FromGuest, MAX_PAYLOAD, ToGuest};
 
-/// Asks the first process for a path.
-pub(super) async fn read_path(mut connection: Connection, path: &str) -> Result<ByteStream> {
-    // When it does not listen any more, it does not answer either.
-    let _ = connection.say(&ToGuest::Read(path.to_owned())).await;
-    read(connection).await
+/// The archive. A connection that is still good for something afterwards is given back.
+///
+/// What follows a chunk is read before the chunk is given, so that whoever stops where the archive itself says that it is at
+/// its end has read to the end of the answer too.
+pub(super) async fn read(connection: Connection, back: Option<Afterwards>) -> Result<ByteStream> {
+    let first = match following(connection, back).await {
+        Some((Err(error), _)) => return Err(error),
+        first => first,
+    };
+    let chunks = stream::unfold(first, |next| async {
+        let (chunk, rest) = next?;
+        let next = match rest {
+            Some((connection, back)) => following(connection, back).await,
+            None => None,
+        };
+        Some((chunk, next))
+    });
+    Ok(chunks.boxed())
 }
 
-pub(super) async fn read(mut connection: Connection) -> Result<ByteStream> {
-    let first = next_chunk(&mut connection).await?;
-    let rest = stream::unfold(Some(connection), |connection| async move {
-        let mut connection = connection?;
-        match next_chunk(&mut connection).await {
-            Ok(Some(bytes)) => Some((Ok(bytes), Some(connection))),
-            Ok(None) => None,
-            Err(error) => Some((Err(error), None)),
+type Rest = (Connection, Option<Afterwards>);
+
+/// The next chunk, with what more comes from.
+async fn following(mut connection: Connection, back: Option<Afterwards>) -> Option<(Result<Bytes>, Option<Rest>)> {
+    match next_chunk(&mut connection).await {
+        Ok(Some(bytes)) => Some((Ok(bytes), Some((connection, back)))),
+        Ok(None) => {
+            if let Some(back) = back {
+                back.put(connection);
+            }
+            None
         }
-    });
-    // Nothing follows an empty archive.
-    Ok(match first {
-        Some(first) => stream::iter([Ok(first)]).chain(rest).boxed(),
-        None => stream::empty().boxed(),
-    })
+        Err(error) => Some((Err(error), None)),
+    }
 }
 
 async fn next_chunk(connection: &mut Connection) -> Result<Option<Bytes>> {

@@ -109,15 +109,6 @@ impl Connection {
         session::start(self, options, judge).await
     }
 
-    /// The archive of a path from `init`, over the connection of [`Afterwards`]; otherwise as [`read`](Self::read).
-    ///
-    /// # Errors
-    ///
-    /// `NotFound` when the path does not exist, `Conflict` when the main process has not ended yet.
-    pub async fn read_path(self, path: &str) -> Result<ByteStream> {
-        archive::read_path(self, path).await
-    }
-
     /// Starts a further process, over a connection to `exec`. The session is as that of [`start`](Self::start); what the
     /// process leaves behind in the background lives on when it ends by itself.
     ///
@@ -135,7 +126,7 @@ impl Connection {
     ///
     /// `NotFound` when the path does not exist.
     pub async fn read(self) -> Result<ByteStream> {
-        archive::read(self).await
+        archive::read(self, None).await
     }
 
     /// Sends an archive to `write`, and returns when all of it is written.

@@ -99,6 +99,8 @@ struct Server {
     state: State,
     prepared: Option<Spawn>,
     outlives_client: bool,
+    /// Whether nothing of the container is needed any more.
+    over: bool,
     running: Option<Running>,
 }
 
@@ -131,6 +133,7 @@ impl Server {
             state: State::Idle,
             prepared: None,
             outlives_client: false,
+            over: false,
             running: None,
         })
     }
@@ -140,6 +143,9 @@ impl Server {
             self.reap();
             self.look_after()?;
             let done = self.state == State::Exited || !self.hears;
+            if self.over {
+                return Ok(());
+            }
             if self.role == Role::Supervisor && done && self.running.is_none() && self.is_said() {
                 return Ok(());
             }
@@ -364,6 +370,7 @@ impl Server {
                 }
             }
             ToGuest::Read(path) if first => self.read(&path)?,
+            ToGuest::End if first && self.state == State::Exited => self.over = true,
             _ => self.answer(Err(fault(FailureKind::Invalid, "this command does not take that"))),
         }
         Ok(())

@@ -331,15 +331,13 @@ impl Gvisor {
     }
 
     pub(crate) async fn copy_from(&self, identity: &Identity, request: &CopyFromRequest) -> Result<ByteStream> {
-        let connection = self
-            .started()
-            .get_mut(&request.container.id)
-            .and_then(Afterwards::connection);
-        if let Some(connection) = connection {
-            match connection.read_path(&request.path).await {
+        let afterwards = self.started().get(&request.container.id).cloned();
+        if let Some(afterwards) = afterwards {
+            match afterwards.read(&request.path).await {
+                None => {}
                 // It is looked at once more why.
-                Err(error) if error.kind() == ErrorKind::Unavailable => {}
-                read => return read,
+                Some(Err(error)) if error.kind() == ErrorKind::Unavailable => {}
+                Some(read) => return read,
             }
         }
         let words = agents_guest::read_command(&request.path, request.quiesce);
