@@ -1,6 +1,6 @@
 //! What every command needs: the common flags, the configuration, the engine.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use agents_sdk::{
     Configure, Loaded,
@@ -18,11 +18,15 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) common: Common,
+    engines: Mutex<Vec<Engine>>,
 }
 
 impl Context {
     pub(crate) fn new(common: Common) -> Self {
-        Self { common }
+        Self {
+            common,
+            engines: Mutex::default(),
+        }
     }
 
     pub(crate) fn json(&self) -> bool {
@@ -67,7 +71,23 @@ impl Context {
     }
 
     pub(crate) async fn engine(&self, adapters: &Adapters) -> Result<Engine> {
-        self.load(adapters)?.build().await
+        self.build(self.load(adapters)?).await
+    }
+
+    /// Builds an engine, which [`Self::close`] closes.
+    pub(crate) async fn build(&self, loaded: Loaded) -> Result<Engine> {
+        let engine = loaded.build().await?;
+        let mut engines = self.engines.lock().unwrap_or_else(PoisonError::into_inner);
+        engines.push(engine.clone());
+        Ok(engine)
+    }
+
+    /// Lets what waits in a spool go before the process ends.
+    pub(crate) async fn close(&self) {
+        let engines = std::mem::take(&mut *self.engines.lock().unwrap_or_else(PoisonError::into_inner));
+        for engine in engines {
+            agents_sdk::close(&engine).await;
+        }
     }
 }
 

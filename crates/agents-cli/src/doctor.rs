@@ -1,5 +1,8 @@
 //! `agents doctor`: what works here, what does not, and what to do.
 
+#[cfg(feature = "spool")]
+mod spool;
+
 use std::{fs, path::Path};
 
 use agents_sdk::{
@@ -34,7 +37,9 @@ pub(crate) async fn doctor(context: &Context) -> Outcome {
     let loaded = context.load(&Adapters::default())?;
     let (state, data) = (loaded.dirs.state.clone(), loaded.dirs.data.clone());
     let file = loaded.config.file().map(|file| file.display().to_string());
-    let engine = loaded.build().await?;
+    #[cfg(feature = "spool")]
+    let folders = spool::folders(&state, &loaded.config.settings());
+    let engine = context.build(loaded).await?;
     let mut findings = vec![Finding {
         name: "configuration".to_owned(),
         usable: true,
@@ -47,10 +52,14 @@ pub(crate) async fn doctor(context: &Context) -> Outcome {
     }];
     findings.push(host(&state));
     findings.extend(adapters(&engine).await);
+    #[cfg(feature = "spool")]
+    let spools = spool::look(&folders, &engine.adapters().audit.location(), &mut findings).await;
+    #[cfg(not(feature = "spool"))]
+    let spools: [(); 0] = [];
     let capabilities = engine.adapters().runtime.capabilities();
     let usable = findings.iter().all(|finding| finding.usable);
     if context.json() {
-        output::json(&json!({"usable": usable, "findings": findings, "capabilities": capabilities}))?;
+        output::json(&json!({"usable": usable, "findings": findings, "capabilities": capabilities, "spools": spools}))?;
     } else {
         output::text(&render(&findings, &capabilities))?;
         if !context.common.quiet {

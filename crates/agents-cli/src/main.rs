@@ -82,28 +82,34 @@ fn start() -> u8 {
 
 async fn dispatch(cli: Cli) -> Outcome {
     let context = Context::new(cli.common);
-    match cli.command {
-        Command::Run(args) => run::run(&context, *args).await,
-        Command::Ps(args) => sessions::ps(&context, &args).await,
-        Command::Exec(args) => sessions::exec(&context, args).await,
-        Command::Cp(args) => sessions::cp(&context, &args).await,
-        Command::Logs(args) => sessions::logs(&context, &args).await,
-        Command::Stats(args) => sessions::stats(&context, &args).await,
-        Command::Inspect(args) => sessions::inspect(&context, &args).await,
-        Command::Stop(args) => sessions::stop(&context, &args).await,
-        Command::Gc => sessions::gc(&context).await,
-        Command::Artifacts { command } => artifacts::run(&context, &command).await,
-        Command::Audit { command } => audit::run(&context, command).await,
-        Command::Build(args) => build::build(&context, &args).await,
+    let outcome = perform(&context, cli.command).await;
+    context.close().await;
+    outcome
+}
+
+async fn perform(context: &Context, command: Command) -> Outcome {
+    match command {
+        Command::Run(args) => run::run(context, *args).await,
+        Command::Ps(args) => sessions::ps(context, &args).await,
+        Command::Exec(args) => sessions::exec(context, args).await,
+        Command::Cp(args) => sessions::cp(context, &args).await,
+        Command::Logs(args) => sessions::logs(context, &args).await,
+        Command::Stats(args) => sessions::stats(context, &args).await,
+        Command::Inspect(args) => sessions::inspect(context, &args).await,
+        Command::Stop(args) => sessions::stop(context, &args).await,
+        Command::Gc => sessions::gc(context).await,
+        Command::Artifacts { command } => artifacts::run(context, &command).await,
+        Command::Audit { command } => audit::run(context, command).await,
+        Command::Build(args) => build::build(context, &args).await,
         Command::Policy { command } => match command {
-            PolicyCommand::Check(args) => policy::check(&context, &args).await,
+            PolicyCommand::Check(args) => policy::check(context, &args).await,
         },
         Command::Config { command } => match command {
-            ConfigCommand::Check => config::check(&context),
-            ConfigCommand::Show => config::show(&context),
-            ConfigCommand::Init(args) => config::init(&context, &args),
+            ConfigCommand::Check => config::check(context),
+            ConfigCommand::Show => config::show(context),
+            ConfigCommand::Init(args) => config::init(context, &args),
         },
-        Command::Doctor => doctor::doctor(&context).await,
+        Command::Doctor => doctor::doctor(context).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "agents", &mut script);

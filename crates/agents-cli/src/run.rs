@@ -45,7 +45,7 @@ pub(crate) async fn run(context: &Context, args: RunArgs) -> Outcome {
     let loaded = context.load(&args.adapters)?;
     let plan = request::plan(&args, &loaded).await?;
     let state_dir = loaded.dirs.state.clone();
-    let engine = loaded.build().await?;
+    let engine = context.build(loaded).await?;
     let mut agent = plan.agent;
     if !plan.image_named && engine.adapters().runtime.info().adapter_type == "native" {
         agent = agent.with_image(Some("host".to_owned()));
