@@ -19,8 +19,8 @@ use agents_testkit::{
     runtime::{self, RuntimeFixture},
 };
 
-/// The chosen ones among the cases of every runtime: none that asks for an end within seconds, which emulation may take
-/// alone. Those of the probe are all run.
+/// The chosen ones among the cases of every runtime: none of those whose own deadline is a few seconds, which emulation may
+/// take alone. Those of the probe are all run.
 const CHOSEN: &[&str] = &[
     "identity_and_availability",
     "what_is_undeclared_is_refused",
@@ -30,8 +30,6 @@ const CHOSEN: &[&str] = &[
     "output_and_exit_of_an_exec",
     "a_killed_process_says_so",
     "stdin_is_echoed",
-    "the_deadline_kills_the_tree",
-    "the_deadline_of_an_exec_kills_the_tree",
     "dropping_kills_the_tree",
     "cancelling_kills_the_tree",
     "too_much_memory",
