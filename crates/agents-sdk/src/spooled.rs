@@ -1,17 +1,15 @@
 //! Which sinks have a spool in front of them.
 
-use agents_layers::spool::Spooled;
-
 #[cfg(feature = "audit-cloudwatch")]
-pub(crate) type CloudWatch = Spooled<agents_audit_cloudwatch::CloudWatchAuditFactory>;
+pub(crate) type CloudWatch = agents_layers::spool::Spooled<agents_audit_cloudwatch::CloudWatchAuditFactory>;
 #[cfg(feature = "audit-database")]
-pub(crate) type Database = Spooled<agents_audit_sql::DatabaseAuditFactory, OverNetwork>;
+pub(crate) type Database = agents_layers::spool::Spooled<agents_audit_sql::DatabaseAuditFactory, OverNetwork>;
 #[cfg(feature = "audit-datadog")]
-pub(crate) type Datadog = Spooled<agents_audit_datadog::DatadogAuditFactory>;
+pub(crate) type Datadog = agents_layers::spool::Spooled<agents_audit_datadog::DatadogAuditFactory>;
 #[cfg(feature = "audit-elasticsearch")]
-pub(crate) type Elasticsearch = Spooled<agents_audit_elasticsearch::ElasticsearchAuditFactory>;
+pub(crate) type Elasticsearch = agents_layers::spool::Spooled<agents_audit_elasticsearch::ElasticsearchAuditFactory>;
 #[cfg(feature = "audit-otlp")]
-pub(crate) type Otlp = Spooled<agents_audit_otlp::OtlpAuditFactory>;
+pub(crate) type Otlp = agents_layers::spool::Spooled<agents_audit_otlp::OtlpAuditFactory>;
 
 /// A server may be away; a file of SQLite is on local disk itself.
 #[cfg(feature = "audit-database")]

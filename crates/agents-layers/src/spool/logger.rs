@@ -173,21 +173,20 @@ impl Spool {
         if known.as_ref() == Some(&name) {
             return Ok(());
         }
-        if let Some(found) = inspect(&folder).await? {
-            if found.events() > 0 || found.writers.iter().any(|writer| writer.live) {
-                return Err(Error::new(
-                    ErrorKind::Conflict,
-                    format!(
-                        "the spool {} has {} events for {} ({}), not for {}; deliver them with that sink, or choose \
-                         another folder",
-                        folder.display(),
-                        found.events(),
-                        found.location,
-                        found.sink,
-                        name.location
-                    ),
-                ));
-            }
+        if let Some(found) = inspect(&folder).await?
+            && (found.events() > 0 || found.writers.iter().any(|writer| writer.live))
+        {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!(
+                    "the spool {} has {} events for {} ({}), not for {}; deliver them with that sink, or choose another folder",
+                    folder.display(),
+                    found.events(),
+                    found.location,
+                    found.sink,
+                    name.location
+                ),
+            ));
         }
         blocking(move || {
             files::create_dir(&folder)?;
@@ -196,7 +195,8 @@ impl Spool {
         .await
     }
 
-    /// Whether everything that was emitted up to now, and `also`, was settled within a limit.
+    /// Whether everything that was emitted up to now was settled within a limit, and what dead processes had left too if
+    /// `adopted` asks for it.
     async fn settled(&self, opened: &Opened, adopted: bool, limit: Duration) -> bool {
         let target = opened.journal.status().sequence;
         let (mut progress, mut left) = (opened.progress.clone(), opened.adopted.clone());
