@@ -1,3 +1,5 @@
+//! What the page shows, and what it must not.
+
 use agents_core::{AgentId, Severity};
 use serde_json::json;
 
