@@ -2,6 +2,7 @@
 
 pub(crate) mod args;
 mod bar;
+mod interrupt;
 mod place;
 mod transfer;
 mod url;
@@ -17,7 +18,7 @@ use agents_sdk::{
         ArtifactInfo, ArtifactName, AuditEvent, Body, DeleteRequest, Error, EventType, Result, RetrieveRequest,
         SessionId, StorageBackendExt, StoreRequest,
     },
-    session::{CancellationToken, Engine, OutputStream, Recorded, Scope, Trail},
+    session::{CancellationToken, Engine, OutputStream, Recorded, Scope, Trail, transfer::until_cancelled},
 };
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
@@ -27,6 +28,7 @@ use tokio_util::io::ReaderStream;
 use self::{
     args::{ArtifactsCommand, GetArgs, LsArgs, PutArgs, RmArgs, Storage},
     bar::Bar,
+    interrupt::interruptible,
 };
 use crate::{
     args::Adapters,
@@ -38,18 +40,21 @@ use crate::{
 };
 
 pub(crate) async fn run(context: &Context, command: &ArtifactsCommand) -> Outcome {
-    match command {
-        ArtifactsCommand::Ls(args) => ls(context, args).await,
-        ArtifactsCommand::Get(args) => get(context, args).await,
-        ArtifactsCommand::Put(args) => put(context, args).await,
-        ArtifactsCommand::Url(args) => url::url(context, args).await,
-        ArtifactsCommand::Rm(args) => rm(context, args).await,
-        ArtifactsCommand::Copy(args) => transfer::copy(context, args).await,
-        ArtifactsCommand::Verify(args) => transfer::verify(context, args).await,
-        ArtifactsCommand::Prune(args) => transfer::prune(context, args).await,
-        ArtifactsCommand::Backup(args) => transfer::backup(context, args).await,
-        ArtifactsCommand::Restore(args) => transfer::restore(context, args).await,
-    }
+    interruptible(context, |stop| async move {
+        match command {
+            ArtifactsCommand::Ls(args) => ls(context, args).await,
+            ArtifactsCommand::Get(args) => get(context, args, stop).await,
+            ArtifactsCommand::Put(args) => put(context, args, stop).await,
+            ArtifactsCommand::Url(args) => url::url(context, args).await,
+            ArtifactsCommand::Rm(args) => rm(context, args).await,
+            ArtifactsCommand::Copy(args) => transfer::copy(context, args, stop).await,
+            ArtifactsCommand::Verify(args) => transfer::verify(context, args, stop).await,
+            ArtifactsCommand::Prune(args) => transfer::prune(context, args).await,
+            ArtifactsCommand::Backup(args) => transfer::backup(context, args, stop).await,
+            ArtifactsCommand::Restore(args) => transfer::restore(context, args, stop).await,
+        }
+    })
+    .await
 }
 
 async fn engine(context: &Context, storage: &Storage) -> Result<Engine> {
@@ -163,7 +168,7 @@ async fn sessions(context: &Context, engine: &Engine) -> Outcome {
     Ok(0)
 }
 
-async fn get(context: &Context, args: &GetArgs) -> Outcome {
+async fn get(context: &Context, args: &GetArgs, stop: CancellationToken) -> Outcome {
     let to_stdout = args.output.as_deref() == Some(Path::new("-"));
     if to_stdout && context.json() {
         return Err(Failure::Usage(Error::invalid(
@@ -180,12 +185,13 @@ async fn get(context: &Context, args: &GetArgs) -> Outcome {
         .storage
         .retrieve(RetrieveRequest::new(artifact.uri.as_str()))
         .await?;
+    let content = until_cancelled(retrieved.content, stop);
     if to_stdout {
-        return print(retrieved.content).await;
+        return print(content).await;
     }
     let path = target(args.output.as_deref(), &name);
     let bar = Bar::new(context, "get", Some(artifact.size));
-    write_file(&path, bar.count(retrieved.content)).await?;
+    write_file(&path, bar.count(content)).await?;
     drop(bar);
     if context.json() {
         output::json(&json!({"artifact": artifact, "path": path}))?;
@@ -264,7 +270,7 @@ fn write_chunk(file: &mut File, chunk: &Bytes) -> std::io::Result<()> {
     file.write_all(chunk)
 }
 
-async fn put(context: &Context, args: &PutArgs) -> Outcome {
+async fn put(context: &Context, args: &PutArgs, stop: CancellationToken) -> Outcome {
     let name = match &args.name {
         Some(name) => ArtifactName::new(name.as_str())?,
         None => {
@@ -278,8 +284,9 @@ async fn put(context: &Context, args: &PutArgs) -> Outcome {
         }
     };
     let cannot = |error| Error::io(format!("cannot read {}", args.file.display()), error);
-    let file = File::open(&args.file).map_err(cannot)?;
-    let metadata = file.metadata().map_err(cannot)?;
+    // A pipe opens when somebody writes to it, and a signal must be heard until then.
+    let file = tokio::fs::File::open(&args.file).await.map_err(cannot)?;
+    let metadata = file.metadata().await.map_err(cannot)?;
     if metadata.is_dir() {
         return Err(Error::invalid(format!(
             "{} is a folder; store its files one by one",
@@ -291,9 +298,10 @@ async fn put(context: &Context, args: &PutArgs) -> Outcome {
     let id = session(&engine, &args.session).await?;
     let path = args.file.clone();
     let size = metadata.is_file().then_some(metadata.len());
-    let content = ReaderStream::with_capacity(tokio::fs::File::from_std(file), 256 << 10)
+    let content = ReaderStream::with_capacity(file, 256 << 10)
         .map_err(move |error| Error::io(format!("cannot read {}", path.display()), error))
         .boxed();
+    let content = until_cancelled(content, stop);
     let bar = Bar::new(context, "put", size);
     let Recorded { adapters, trail, .. } = recorded(&engine, &id);
     let request = StoreRequest::new(id, name, Body::from_stream(bar.count(content), size))

@@ -52,6 +52,7 @@ impl Failure {
         let (error, code) = match self {
             Self::Pipe => return CODE_PIPE,
             Self::Usage(error) => (error, CODE_USAGE),
+            Self::Error(error) if !is_run && error.kind() == ErrorKind::Cancelled => (error, CODE_CANCELLED),
             Self::Error(error) => (error, if is_run { CODE_REFUSED } else { CODE_FAILED }),
         };
         let text = error.report();

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::Write,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -478,4 +479,52 @@ fn a_signed_upload_is_a_command_for_one_content() {
     assert_eq!(listed[0]["content_type"], "text/plain");
     let report = place.json(&["verify"]);
     assert_eq!((&report["verified"], &report["damaged"]), (&json!(1), &json!([])));
+}
+
+/// The files in a folder and below, however they come and go.
+fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        match entry.path().is_dir() {
+            true => found.extend(files_below(&entry.path())),
+            false => found.push(entry.path()),
+        }
+    }
+    found
+}
+
+#[test]
+fn an_interrupted_store_leaves_nothing() {
+    let (remote, prefix) = in_s3();
+    let bucket = PathBuf::from(server("AGENTS_TEST_VERSITYGW_FOLDER"));
+    let local = Place::new();
+    let folder = local.storage();
+    for (place, folder) in [(remote, bucket.join(prefix)), (local, folder)] {
+        let source = place.work().join("source");
+        let made = Command::new("mkfifo").arg(&source).status().unwrap();
+        assert!(made.success());
+        let child = place
+            .command(&["artifacts", "put", "s1", source.to_str().unwrap()])
+            .stderr(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It is in the middle of the content, and waits for more.
+        let mut writer = fs::OpenOptions::new().write(true).open(&source).unwrap();
+        writer.write_all(&vec![7; 20 << 20]).unwrap();
+        assert!(!files_below(&folder).is_empty(), "nothing was begun in {folder:?}");
+        let sent = Command::new("kill")
+            .args(["-INT", &child.id().to_string()])
+            .status()
+            .unwrap();
+        assert!(sent.success());
+        let output = child.wait_with_output().unwrap();
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(130), "{told}");
+        assert!(told.contains("interrupted"), "{told}");
+        let mut left = files_below(&folder);
+        left.retain(|path| !path.ends_with(".lock"));
+        assert_eq!(left, Vec::<PathBuf>::new());
+        assert_eq!(place.json(&["ls", "s1"]), json!([]));
+    }
 }

@@ -12,12 +12,13 @@ use std::{
 };
 
 use agents_core::{
-    ArtifactInfo, ArtifactName, Body, DeleteRequest, Error, ErrorKind, Result, RetrieveRequest, SessionId,
+    ArtifactInfo, ArtifactName, Body, ByteStream, DeleteRequest, Error, ErrorKind, Result, RetrieveRequest, SessionId,
     StorageBackend, StorageBackendExt, StoreRequest,
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 
 /// How to copy.
 #[derive(Clone, Debug)]
@@ -28,6 +29,8 @@ pub struct CopyOptions {
     /// Whether each copy is read back and its SHA-256 compared. Default: false, since storing has computed the hash of
     /// what was sent, and that is always compared.
     pub read_back: bool,
+    /// Ends the transfer with `Cancelled` when it is cancelled. What is whole stays, and what is not is taken back.
+    pub cancellation: CancellationToken,
 }
 
 impl Default for CopyOptions {
@@ -35,6 +38,7 @@ impl Default for CopyOptions {
         Self {
             parallel: 4,
             read_back: false,
+            cancellation: CancellationToken::new(),
         }
     }
 }
@@ -53,6 +57,25 @@ impl CopyOptions {
         self.read_back = read_back;
         self
     }
+
+    /// Sets what ends the transfer.
+    #[must_use]
+    pub fn with_cancellation(mut self, cancellation: CancellationToken) -> Self {
+        self.cancellation = cancellation;
+        self
+    }
+}
+
+/// The content, ending with `Cancelled` when it is cancelled. A store whose content ends so takes back what it began, which
+/// one that is dropped can only try.
+pub fn until_cancelled(content: ByteStream, cancellation: CancellationToken) -> ByteStream {
+    stream::try_unfold((content, cancellation), |(mut content, cancellation)| async move {
+        match cancellation.run_until_cancelled(content.try_next()).await {
+            Some(next) => Ok(next?.map(|chunk| (chunk, (content, cancellation)))),
+            None => Err(Error::new(ErrorKind::Cancelled, "interrupted")),
+        }
+    })
+    .boxed()
 }
 
 /// How far a copy or a verification of one session has come.
@@ -254,8 +277,7 @@ async fn copy_artifact(
 ) -> Result<ArtifactInfo> {
     let retrieved = from.retrieve(RetrieveRequest::new(&original.uri)).await?;
     let counter = Arc::clone(meter);
-    let content = retrieved
-        .content
+    let content = until_cancelled(retrieved.content, options.cancellation.clone())
         .inspect_ok(move |chunk| counter.add(0, chunk.len() as u64));
     let body = Body::from_stream(content.boxed(), Some(original.size));
     let request = StoreRequest::new(original.session_id.clone(), original.name.clone(), body)
@@ -278,15 +300,16 @@ async fn copy_artifact(
         .with_context("uri", &copy.uri));
     }
     if options.read_back {
-        read(to, &copy.uri, |_| ()).await?;
+        read(to, &copy.uri, options, |_| ()).await?;
     }
     meter.add(1, 0);
     Ok(copy)
 }
 
 /// Reads all of an artifact, so that its backend checks it.
-async fn read(storage: &dyn StorageBackend, uri: &str, count: impl Fn(u64)) -> Result<()> {
-    let mut content = storage.retrieve(RetrieveRequest::new(uri)).await?.content;
+async fn read(storage: &dyn StorageBackend, uri: &str, options: &CopyOptions, count: impl Fn(u64)) -> Result<()> {
+    let content = storage.retrieve(RetrieveRequest::new(uri)).await?.content;
+    let mut content = until_cancelled(content, options.cancellation.clone());
     while let Some(chunk) = content.try_next().await? {
         count(chunk.len() as u64);
     }
@@ -346,7 +369,7 @@ pub async fn verify_session(
         .map(|info| {
             let meter = Arc::clone(&meter);
             async move {
-                let result = read(storage, &info.uri, |bytes| meter.add(0, bytes)).await;
+                let result = read(storage, &info.uri, options, |bytes| meter.add(0, bytes)).await;
                 meter.add(1, 0);
                 (info, result)
             }

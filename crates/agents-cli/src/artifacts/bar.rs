@@ -27,7 +27,7 @@ impl Bar {
             false => ProgressDrawTarget::hidden(),
         };
         let bar = ProgressBar::with_draw_target(bytes, target);
-        let template = format!("  {doing:<9} {{bar:30}} {{bytes}}/{{total_bytes}} {{bytes_per_sec}} {{msg}}");
+        let template = format!("  {doing:<9} {{bar:20}} {{bytes}}/{{total_bytes}} {{bytes_per_sec}} {{msg}}");
         Self(match ProgressStyle::with_template(&template) {
             Ok(style) => bar.with_style(style),
             Err(_) => bar,

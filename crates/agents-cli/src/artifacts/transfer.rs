@@ -5,7 +5,7 @@ use std::sync::Arc;
 use agents_sdk::{
     core::{ArtifactInfo, EventType, Result, SessionId, StorageBackend},
     session::{
-        Engine, Recorded, Scope,
+        CancellationToken, Engine, Recorded, Scope,
         transfer::{self, CopyOptions, CopyReport, RetainOptions, VerifyReport},
     },
 };
@@ -25,7 +25,7 @@ use crate::{
     units,
 };
 
-pub(super) async fn copy(context: &Context, args: &CopyArgs) -> Outcome {
+pub(super) async fn copy(context: &Context, args: &CopyArgs, stop: CancellationToken) -> Outcome {
     let engine = context.engine(&Adapters::default()).await?;
     let from = open(context, &engine, args.from.as_deref()).await?;
     let to = open(context, &engine, args.to.as_deref()).await?;
@@ -35,25 +35,35 @@ pub(super) async fn copy(context: &Context, args: &CopyArgs) -> Outcome {
     }
     let options = CopyOptions::default()
         .with_parallel(args.parallel.parallel)
-        .with_read_back(args.verify);
+        .with_read_back(args.verify)
+        .with_cancellation(stop);
     let report = Copier::new(context, &engine, from, to, options, "copy")
         .all(sessions)
         .await?;
     tell(context, &report, "copied")
 }
 
-pub(super) async fn backup(context: &Context, args: &BackupArgs) -> Outcome {
+pub(super) async fn backup(context: &Context, args: &BackupArgs, stop: CancellationToken) -> Outcome {
     let engine = context.engine(&Adapters::default()).await?;
     let from = open(context, &engine, None).await?;
     let to = open(context, &engine, Some(&args.to)).await?;
-    everything(context, &engine, from, to, args.parallel.parallel, "back up").await
+    let options = whole(args.parallel.parallel, stop);
+    everything(context, &engine, from, to, options, "back up").await
 }
 
-pub(super) async fn restore(context: &Context, args: &RestoreArgs) -> Outcome {
+pub(super) async fn restore(context: &Context, args: &RestoreArgs, stop: CancellationToken) -> Outcome {
     let engine = context.engine(&Adapters::default()).await?;
     let from = open(context, &engine, Some(&args.from)).await?;
     let to = open(context, &engine, None).await?;
-    everything(context, &engine, from, to, args.parallel.parallel, "restore").await
+    let options = whole(args.parallel.parallel, stop);
+    everything(context, &engine, from, to, options, "restore").await
+}
+
+fn whole(parallel: usize, stop: CancellationToken) -> CopyOptions {
+    CopyOptions::default()
+        .with_parallel(parallel)
+        .with_read_back(true)
+        .with_cancellation(stop)
 }
 
 async fn everything(
@@ -61,11 +71,10 @@ async fn everything(
     engine: &Engine,
     from: Arc<dyn StorageBackend>,
     to: Arc<dyn StorageBackend>,
-    parallel: usize,
+    options: CopyOptions,
     doing: &'static str,
 ) -> Outcome {
     let sessions = from.sessions().try_collect().await?;
-    let options = CopyOptions::default().with_parallel(parallel).with_read_back(true);
     let report = Copier::new(context, engine, from, to, options, doing)
         .all(sessions)
         .await?;
@@ -158,7 +167,7 @@ fn count(artifacts: u64) -> String {
     }
 }
 
-pub(super) async fn verify(context: &Context, args: &VerifyArgs) -> Outcome {
+pub(super) async fn verify(context: &Context, args: &VerifyArgs, stop: CancellationToken) -> Outcome {
     let engine = engine(context, &args.storage).await?;
     let storage = &engine.adapters().storage;
     let mut sessions = Vec::new();
@@ -170,7 +179,9 @@ pub(super) async fn verify(context: &Context, args: &VerifyArgs) -> Outcome {
     }
     let bar = Bar::new(context, "verify", None);
     let progress = bar.listen();
-    let options = CopyOptions::default().with_parallel(args.parallel.parallel);
+    let options = CopyOptions::default()
+        .with_parallel(args.parallel.parallel)
+        .with_cancellation(stop);
     let mut report = VerifyReport::default();
     for session in &sessions {
         let one = transfer::verify_session(storage.as_ref(), session, &options, Arc::clone(&progress))
