@@ -32,7 +32,6 @@ pub const MASKED_PATHS: &[&str] = &[
     "/proc/sched_debug",
     "/proc/scsi",
     "/proc/slabinfo",
-    "/proc/sysrq-trigger",
     "/proc/sysvipc",
     "/proc/timer_list",
     "/proc/timer_stats",
@@ -46,8 +45,9 @@ pub const MASKED_PATHS: &[&str] = &[
     "/sys/kernel/tracing",
 ];
 
-/// What a container cannot write to although the kernel would let it, for an engine's read-only paths.
-pub const READONLY_PATHS: &[&str] = &["/proc/sys"];
+/// What a container cannot write to although the kernel would let it, for an engine's read-only paths. A file that is only
+/// ever written is among them: in the place of what they mask, some runtimes show a `/dev/null` that can be written to.
+pub const READONLY_PATHS: &[&str] = &["/proc/sys", "/proc/sysrq-trigger"];
 
 #[cfg(test)]
 mod tests {

@@ -236,11 +236,6 @@ async fn the_main_process_starts_once_and_everything_ends_with_it() {
         fs::read_to_string(format!("/proc/{}/comm", sandbox.first)).unwrap(),
         "agents-exited\n"
     );
-    // It ends when it is told to, for which nobody has to kill it.
-    assert!(afterwards.end().await && !afterwards.end().await);
-    let mut sandbox = sandbox;
-    let status = tokio::time::timeout(SOON, sandbox.bwrap.wait()).await.unwrap().unwrap();
-    assert!(status.success(), "{status}");
 }
 
 #[tokio::test]

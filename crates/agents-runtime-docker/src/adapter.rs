@@ -411,7 +411,6 @@ impl ContainerRuntime for DockerRuntime {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error),
         };
-        known.end().await;
         self.engine().remove(&known.id).await?;
         known.published.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.inner.forget(id, &known.id);

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use agents_core::{ContainerStats, Result};
@@ -16,9 +16,6 @@ use crate::{
     streams::Said,
     watch::{News, Watch},
 };
-
-/// How long a container that was told to end may take before it is killed.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// One container of the engine's.
 #[derive(Debug)]
@@ -90,16 +87,6 @@ impl Known {
 
     pub(crate) fn started(&self, afterwards: Afterwards) {
         *self.afterwards.lock().unwrap_or_else(PoisonError::into_inner) = Some(afterwards);
-    }
-
-    /// Lets the container end by itself where it can, which saves the engine a process that kills it. Returns when the
-    /// engine knows of it.
-    pub(crate) async fn end(&self) {
-        if let (Some(afterwards), Some(watch)) = (self.afterwards(), self.watch.get())
-            && afterwards.end().await
-        {
-            watch.ended(PATIENCE).await;
-        }
     }
 
     /// Looks at the phase, or changes it.

@@ -54,12 +54,6 @@ impl Watch {
         })
     }
 
-    /// Waits for the container's end, for a while.
-    pub(crate) async fn ended(&self, patience: Duration) {
-        let mut seen = self.seen.clone();
-        let _ = timeout(patience, seen.wait_for(|seen| seen.ended)).await;
-    }
-
     /// What is heard from now on.
     pub(crate) fn news(&self) -> News {
         let seen = self.seen.clone();

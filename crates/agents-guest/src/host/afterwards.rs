@@ -15,11 +15,10 @@ use super::{
 };
 use crate::protocol::ToGuest;
 
-/// The connection that a main process was started over, for when it has ended: reading what a run has made, and ending the
-/// container, cost no further process of the engine's then.
+/// The connection that a main process was started over, for when it has ended: reading what a run has made costs no further
+/// process of the engine's then.
 ///
-/// Nobody has it while the process runs, while files are read, and when it was lost; every function says so, and what it is
-/// for is done by way of the engine then. Dropping the last clone closes it.
+/// Nobody has it while the process runs, while files are read, and when it was lost. Dropping the last clone closes it.
 #[derive(Clone, Default)]
 pub struct Afterwards(Arc<Mutex<Option<Connection>>>);
 
@@ -42,15 +41,6 @@ impl Afterwards {
         // When it does not listen any more, it does not answer either.
         let _ = connection.say(&ToGuest::Read(path.to_owned())).await;
         Some(archive::read(connection, Some(self.clone())).await)
-    }
-
-    /// Ends the first process, and with it the container. `false` without the connection; `true` says nothing about when the
-    /// engine knows of it.
-    pub async fn end(&self) -> bool {
-        match self.take() {
-            Some(mut connection) => connection.say(&ToGuest::End).await.is_ok(),
-            None => false,
-        }
     }
 }
 

@@ -99,8 +99,6 @@ struct Server {
     state: State,
     prepared: Option<Spawn>,
     outlives_client: bool,
-    /// Whether nothing of the container is needed any more.
-    over: bool,
     running: Option<Running>,
 }
 
@@ -133,7 +131,6 @@ impl Server {
             state: State::Idle,
             prepared: None,
             outlives_client: false,
-            over: false,
             running: None,
         })
     }
@@ -143,9 +140,6 @@ impl Server {
             self.reap();
             self.look_after()?;
             let done = self.state == State::Exited || !self.hears;
-            if self.over {
-                return Ok(());
-            }
             if self.role == Role::Supervisor && done && self.running.is_none() && self.is_said() {
                 return Ok(());
             }
@@ -370,7 +364,6 @@ impl Server {
                 }
             }
             ToGuest::Read(path) if first => self.read(&path)?,
-            ToGuest::End if first && self.state == State::Exited => self.over = true,
             _ => self.answer(Err(fault(FailureKind::Invalid, "this command does not take that"))),
         }
         Ok(())

@@ -38,8 +38,6 @@ pub enum ToGuest {
     },
     /// `init`, once the main process has ended: the archive of a path. Answered by `Data` and then `Done`, or by `Failed`.
     Read(String),
-    /// `init`, once the main process has ended: ends, and the container with it. Not answered.
-    End,
 }
 
 /// What the program says. The bytes of output are of the type that suits the reader.
@@ -234,7 +232,6 @@ mod kind {
     pub(super) const PREPARE: u8 = 0x08;
     pub(super) const START: u8 = 0x09;
     pub(super) const READ: u8 = 0x0a;
-    pub(super) const END: u8 = 0x0b;
 
     pub(super) const REPORT: u8 = 0x40;
     pub(super) const DONE: u8 = 0x41;
@@ -298,7 +295,6 @@ impl ToGuest {
                 w.text(path);
                 kind::READ
             }
-            Self::End => kind::END,
         };
         append(out, kind, &w.finish());
     }
@@ -328,7 +324,6 @@ impl ToGuest {
                 columns: short(&mut r)?,
             },
             kind::READ => Self::Read(r.text()?),
-            kind::END => Self::End,
             other => return Err(Malformed::new(format!("the host says nothing of the kind {other}"))),
         };
         r.finish()?;
@@ -377,7 +372,6 @@ impl fmt::Debug for ToGuest {
             Self::Kill => "Kill",
             Self::Resize { .. } => "Resize",
             Self::Read(_) => "Read",
-            Self::End => "End",
         })
     }
 }
