@@ -6,7 +6,10 @@
 mod support;
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -19,7 +22,7 @@ use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
 use support::{
     bucket::Bucket,
-    proxy::{Fault, Proxy, is_part, is_put},
+    proxy::{Fault, Proxy, forward, is_part, is_put},
     servers::{Server, prefix},
 };
 
@@ -338,6 +341,35 @@ async fn a_content_that_is_cut_on_its_way_back_is_continued() {
             .await
             .unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_requests_are_under_way_than_are_allowed() {
+    let endpoint = Server::Versitygw.endpoint().unwrap();
+    let authority = endpoint.strip_prefix("http://").unwrap().to_owned();
+    let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let counted = (Arc::clone(&now), Arc::clone(&most));
+    let proxy = Proxy::serving(Arc::new(move |parts, body| {
+        let (authority, (now, most)) = (authority.clone(), counted.clone());
+        Box::pin(async move {
+            most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let answer = forward(&authority, parts, body).await;
+            now.fetch_sub(1, Ordering::SeqCst);
+            answer
+        })
+    }))
+    .await;
+    let config = json!({ "endpoint": proxy.url, "prefix": prefix(), "max_concurrency": 3 });
+    let storage = Server::Versitygw.storage(config).await.unwrap();
+    let session = SessionId::new("s1").unwrap();
+    let stores = (0..12).map(|i| {
+        let name = ArtifactName::new(format!("a{i}")).unwrap();
+        storage.store_bytes(&session, name, "x".into())
+    });
+    futures_util::future::try_join_all(stores).await.unwrap();
+    assert_eq!(storage.list_all(&session).await.unwrap().len(), 12);
+    assert_eq!(most.load(Ordering::SeqCst), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]

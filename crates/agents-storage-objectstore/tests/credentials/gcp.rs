@@ -419,3 +419,17 @@ async fn what_is_refused_is_told_and_never_quoted() {
         .unwrap_err();
     assert!(told.contains("access_token"), "{told}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_configured_proxy_leads_to_the_storage() {
+    if is_child().await {
+        return;
+    }
+    let google = Google::giving(3600).await;
+    let mut process = google.process(json!({ "proxy": google.internet.url }));
+    process.env.retain(|(name, _)| !name.ends_with("_PROXY"));
+    let token = process.file("token", &google.known.tokens.give());
+    process.task["config"]["access_token"] = format!("file:{}", text(&token)).into();
+    process.run().await.unwrap();
+    assert_eq!(google.known.tokens.used(), 1);
+}
