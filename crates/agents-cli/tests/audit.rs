@@ -121,7 +121,8 @@ fn each_tampering_is_found_and_named() {
     let trail = place.trail();
     let good = lines(&trail);
     assert!(good.len() > 6);
-    let changes: [(&str, fn(&mut Vec<String>)); 5] = [
+    type Change = fn(&mut Vec<String>);
+    let changes: [(&str, Change); 5] = [
         ("edited", |lines| {
             lines[2] = lines[2].replacen("\"severity\":\"", "\"severity\":\"warning\",\"x\":\"", 1)
         }),

@@ -218,13 +218,7 @@ fn help_names_every_flag_and_command_of_the_contract() {
 #[test]
 fn what_belongs_to_later_does_not_exist() {
     let place = Place::new();
-    for words in [
-        vec!["artifacts", "url"],
-        vec!["audit", "verify"],
-        vec!["policy", "explain"],
-        vec!["config", "migrate"],
-        vec!["init"],
-    ] {
+    for words in [vec!["policy", "explain"], vec!["config", "migrate"], vec!["init"]] {
         place.agents(&words).code(2);
     }
 }

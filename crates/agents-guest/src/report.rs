@@ -67,9 +67,9 @@ impl Report {
             // What gVisor shows as a cgroup is its own and limits nothing; this limit it holds.
             state.pids = self.number("nproc");
         } else {
-            state.memory_bytes = self.number("memory_max");
+            state.memory_bytes = self.get("memory_max").and_then(limit);
             state.cpu_cores = self.get("cpu_max").and_then(cores);
-            state.pids = self.number("pids_max");
+            state.pids = self.get("pids_max").and_then(limit);
         }
         state.nofile = self.number("nofile");
         state.network_interfaces = self.get("net_dev").map(interfaces);
@@ -174,11 +174,26 @@ pub fn own_namespaces() -> BTreeMap<String, String> {
         .collect()
 }
 
-/// `cpu.max`: a quota and a period, or `max`.
+/// A number, or `max`, which is read as the largest one: that there is no limit was read too, and must not pass for a file
+/// that could not be.
+fn limit(text: &str) -> Option<u64> {
+    match text.trim() {
+        "max" => Some(u64::MAX),
+        number => number.parse().ok(),
+    }
+}
+
+/// `cpu.max` or what stands for it on cgroup v1: a quota and a period. No quota is `max` or below 0.
 fn cores(text: &str) -> Option<f64> {
     let (quota, period) = text.trim().split_once(' ')?;
-    let (quota, period): (f64, f64) = (quota.parse().ok()?, period.parse().ok()?);
-    (quota > 0.0 && period > 0.0).then(|| quota / period)
+    let period: f64 = period.parse().ok().filter(|period| *period > 0.0)?;
+    match quota {
+        "max" => Some(f64::INFINITY),
+        quota => {
+            let quota: f64 = quota.parse().ok()?;
+            Some(if quota > 0.0 { quota / period } else { f64::INFINITY })
+        }
+    }
 }
 
 /// Two lines of titles, then `name: counters`, proc_pid_net(5).
@@ -266,7 +281,10 @@ mod tests {
             (Some(true), Some(true))
         );
         assert_eq!((state.uid, state.gid), (Some(1000), Some(1001)));
-        assert_eq!((state.nofile, state.pids, state.cpu_cores), (Some(64), None, Some(0.5)));
+        assert_eq!(
+            (state.nofile, state.pids, state.cpu_cores),
+            (Some(64), Some(u64::MAX), Some(0.5))
+        );
         assert_eq!(report.further_groups(), Some(vec![27]));
         let sandboxed = Report::new(vec![
             ("memory_max".into(), "4096".into()),
@@ -304,9 +322,16 @@ mod tests {
     }
 
     #[test]
-    fn a_cpu_limit_that_is_none_is_not_read() {
-        for text in ["max 100000", "-1 100000", "", "x y"] {
+    fn no_limit_is_told_from_what_cannot_be_read() {
+        for text in ["max 100000", "-1 100000"] {
+            assert_eq!(cores(text), Some(f64::INFINITY), "{text}");
+        }
+        for text in ["", "x y", "100000 0", "max"] {
             assert_eq!(cores(text), None, "{text}");
         }
+        assert_eq!(
+            (limit("max\n"), limit("7\n"), limit("")),
+            (Some(u64::MAX), Some(7), None)
+        );
     }
 }

@@ -25,7 +25,7 @@ pub(crate) struct Counted {
     pub(crate) pids: Option<u64>,
 }
 
-/// What is limited.
+/// What is limited. Without a limit it is the largest number, and none where it could not be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Limited {
     pub(crate) memory_bytes: Option<u64>,
@@ -93,14 +93,16 @@ impl Group {
     }
 
     pub(crate) fn limited(&self) -> Limited {
-        // `max`, and the largest number of pages, are no limits.
-        let number = |folder: &Path, file: &str| {
-            let value = read(folder, file)?.trim().parse::<u64>().ok()?;
-            (value < u64::MAX / 4).then_some(value)
+        let number = |folder: &Path, file: &str| match read(folder, file)?.trim() {
+            "max" => Some(u64::MAX),
+            value => value.parse::<u64>().ok(),
         };
         let cores = |quota: &str, period: &str| -> Option<f64> {
-            let (quota, period): (f64, f64) = (quota.trim().parse().ok()?, period.trim().parse().ok()?);
-            (quota > 0.0 && period > 0.0).then(|| quota / period)
+            let period: f64 = period.trim().parse().ok().filter(|period| *period > 0.0)?;
+            match quota.trim() {
+                "max" | "-1" => Some(f64::INFINITY),
+                quota => Some(quota.parse::<f64>().ok()? / period),
+            }
         };
         let cpu_cores = if self.v2 {
             read(&self.cpu, "cpu.max")
@@ -240,7 +242,7 @@ mod tests {
         let limits = group.limited();
         assert_eq!(
             (limits.memory_bytes, limits.cpu_cores, limits.pids),
-            (Some(64 << 20), Some(0.5), None)
+            (Some(64 << 20), Some(0.5), Some(u64::MAX))
         );
         assert_eq!(group.counted().cpu_seconds, Some(1.5));
 
@@ -261,8 +263,9 @@ mod tests {
         assert_eq!(
             group.limited(),
             Limited {
+                memory_bytes: Some(u64::MAX),
+                cpu_cores: Some(f64::INFINITY),
                 pids: Some(32),
-                ..Limited::default()
             }
         );
         assert_eq!(group.counted().cpu_seconds, Some(2.5));
