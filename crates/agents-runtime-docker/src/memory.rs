@@ -81,7 +81,10 @@ impl Memory {
 fn key(endpoint: &Endpoint, signature: &str) -> String {
     let socket = match endpoint {
         Endpoint::Unix(path) => fs::metadata(path)
-            .map(|socket| format!("{}:{}:{}", socket.dev(), socket.ino(), socket.ctime()))
+            .map(|socket| {
+                let (seconds, nanoseconds) = (socket.ctime(), socket.ctime_nsec());
+                format!("{}:{}:{seconds}.{nanoseconds}", socket.dev(), socket.ino())
+            })
             .unwrap_or_default(),
         _ => String::new(),
     };
