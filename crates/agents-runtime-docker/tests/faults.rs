@@ -497,7 +497,7 @@ async fn the_guest_program_is_copied_again(place: Place) {
     let (_, said) = place
         .ask(
             "GET",
-            "/containers/json?all=1&filters=%7B%22label%22%3A%5B%22isolated-agents.program%22%5D%7D",
+            "/containers/json?all=1&filters=%7B%22name%22%3A%5B%22-fill%22%5D%7D",
             "",
         )
         .await;
