@@ -6,9 +6,10 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     agents_runtime_native::init();
-    support::run(if rustix::process::geteuid().is_root() {
+    let name = if rustix::process::geteuid().is_root() {
         "root"
     } else {
         "user"
-    })
+    };
+    support::run(name, support::runsc())
 }

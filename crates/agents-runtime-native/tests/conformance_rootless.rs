@@ -2,7 +2,12 @@
 
 mod support;
 
-use std::process::ExitCode;
+use std::{
+    fs, io,
+    os::unix::fs::chown,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use rustix::{
     fs::{Gid, Uid},
@@ -14,7 +19,10 @@ const NOBODY: u32 = 54321;
 
 fn main() -> ExitCode {
     agents_runtime_native::init();
+    let mut runsc = support::runsc();
+    let folder = tempfile::tempdir().expect("a folder");
     if rustix::process::geteuid().is_root() {
+        runsc = runsc.map(|runsc| lay_open(&runsc, folder.path()).expect("a copy of runsc"));
         // There is one thread yet, so that the whole process changes its user.
         let changed = set_thread_groups(&[])
             .and_then(|()| set_thread_gid(Gid::from_raw(NOBODY)))
@@ -24,5 +32,13 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     }
-    support::run("rootless")
+    support::run("rootless", runsc)
+}
+
+/// Puts a program of root's where the other user finds it, in a folder that is that user's to remove.
+fn lay_open(program: &Path, folder: &Path) -> io::Result<PathBuf> {
+    let copy = folder.join("runsc");
+    fs::hard_link(program, &copy).or_else(|_| fs::copy(program, &copy).map(drop))?;
+    chown(folder, Some(NOBODY), Some(NOBODY))?;
+    Ok(copy)
 }

@@ -12,24 +12,31 @@ use agents_core::{ContainerRuntimeExt, Exit, Mount, Process, SecurityConfig, Sta
 use agents_runtime_native::NativeRuntime;
 use agents_testkit::{Case, Failure, probe, runtime, runtime::RuntimeFixture, trials};
 
-/// Runs everything under a name.
-pub(crate) fn run(name: &str) -> ExitCode {
+/// The `runsc` that the services have.
+pub(crate) fn runsc() -> Option<PathBuf> {
+    std::env::var_os("AGENTS_TEST_RUNSC").map(PathBuf::from)
+}
+
+/// Runs everything under a name, with sandboxes of this `runsc`.
+pub(crate) fn run(name: &str, runsc: Option<PathBuf>) -> ExitCode {
     let busybox = || async { fixture(Image::Busybox) };
     let host = || async { fixture(Image::Host) };
-    let gvisor = || async { sandbox() };
+    let gvisor = move || {
+        let runsc = runsc.clone();
+        async move { sandbox(runsc) }
+    };
     agents_testkit::run([
         trials(name, runtime::cases(), busybox),
         trials(&format!("{name}::probe"), probe::cases(), busybox),
         trials(&format!("{name}::host::probe"), probe::cases(), host),
         trials(&format!("{name}::host"), host_cases(), host),
-        trials(&format!("gvisor::{name}"), runtime::cases(), gvisor),
+        trials(&format!("gvisor::{name}"), runtime::cases(), gvisor.clone()),
         trials(&format!("gvisor::{name}::probe"), probe::grouped_cases(), gvisor),
     ])
 }
 
-/// Sandboxes of the `runsc` that `AGENTS_TEST_RUNSC` names.
-fn sandbox() -> Result<RuntimeFixture, String> {
-    let Some(runsc) = std::env::var_os("AGENTS_TEST_RUNSC") else {
+fn sandbox(runsc: Option<PathBuf>) -> Result<RuntimeFixture, String> {
+    let Some(runsc) = runsc else {
         return Err(
             "AGENTS_TEST_RUNSC is not set; run `cargo xtask services up docker-old` and \
                     eval \"$(cargo xtask services env)\""
