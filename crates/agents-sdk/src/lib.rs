@@ -137,7 +137,7 @@ fn combine(parts: Vec<agents_config::AuditPart>) -> Result<std::sync::Arc<dyn ag
 /// Runs an agent with the adapters that file and environment choose. The secrets of the policy's `tmpfs_secrets` are
 /// resolved and handed over.
 ///
-/// A program that runs many agents builds an [`Engine`](session::Engine) once with [`configure_adapters`].
+/// A program that runs many agents builds an [`Engine`] once with [`configure_adapters`].
 ///
 /// # Errors
 ///
