@@ -189,7 +189,10 @@ impl Memory {
 fn key(address: &Address, version: &str) -> String {
     let socket = match address {
         Address::Unix(path) => fs::metadata(path)
-            .map(|socket| format!("{}:{}:{}", socket.dev(), socket.ino(), socket.ctime()))
+            .map(|socket| {
+                let (seconds, nanoseconds) = (socket.ctime(), socket.ctime_nsec());
+                format!("{}:{}:{seconds}.{nanoseconds}", socket.dev(), socket.ino())
+            })
             .unwrap_or_default(),
         _ => String::new(),
     };
