@@ -6,6 +6,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
+use agents_audit_remote::{closed, not_tried, places, unavailable};
 use agents_core::{
     AdapterInfo, AuditCapabilities, AuditEvent, AuditLogger, AuditPage, AuditQuery, Availability, Error, ErrorKind,
     EventType, Result,
@@ -19,8 +20,7 @@ use crate::{
     client::Client,
     config::CloudWatchAuditConfig,
     cursor::Cursor,
-    error::closed,
-    message::{Message, chunks, places, stream},
+    message::{Message, requests, stream},
     search::{Hit, Search, hit, suspects},
 };
 
@@ -81,7 +81,7 @@ impl CloudWatchAudit {
     /// What kept the rest from being written. To go on would bring later events before these.
     async fn write(&self, part: &Part, outcomes: &mut [Result<()>]) -> Result<()> {
         // A stack, with the first on top.
-        let mut todo = chunks(&part.messages);
+        let mut todo = requests(&part.messages);
         todo.reverse();
         while let Some(range) = todo.pop() {
             match self.client.put(&part.stream, &part.messages[range.clone()]).await {
@@ -154,14 +154,6 @@ fn rejection(rejected: Option<&RejectedLogEventsInfo>, n: usize) -> Option<Error
     Some(Error::new(ErrorKind::DataInvalid, why))
 }
 
-fn not_tried() -> Error {
-    Error::new(
-        ErrorKind::Unavailable,
-        "the event was not written, since one before it in the batch failed",
-    )
-    .temporary(None)
-}
-
 #[async_trait]
 impl AuditLogger for CloudWatchAudit {
     fn info(&self) -> AdapterInfo {
@@ -176,12 +168,7 @@ impl AuditLogger for CloudWatchAudit {
         self.check_open()?;
         match self.probe().await {
             Ok(()) => Ok(Availability::ready().with_fact(format!("writes to {}", self.location()))),
-            Err(error) => {
-                // The message is what to do, the rest what happened.
-                let context: Vec<_> = error.context().iter().map(|(_, value)| value.as_str()).collect();
-                let reason = format!("{}: {} {}", self.location(), error.kind(), context.join(" "));
-                Ok(Availability::unavailable(reason, error.message()))
-            }
+            Err(error) => Ok(unavailable(&self.location(), &error)),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use agents_audit_remote::Retry;
 use agents_core::{Error, Result};
 use aws_config::{
     BehaviorVersion, Region, environment::region::EnvironmentVariableRegionProvider, meta::region::ProvideRegion,
@@ -18,7 +19,6 @@ use crate::{
     config::CloudWatchAuditConfig,
     error::{code, map},
     message::Message,
-    retry::Retry,
     search::Search,
 };
 

@@ -118,10 +118,6 @@ fn unnamed(status: Option<u16>) -> (ErrorKind, bool, &'static str) {
     }
 }
 
-pub(crate) fn closed() -> Error {
-    Error::new(ErrorKind::Conflict, "the audit sink was shut down; build a new one")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

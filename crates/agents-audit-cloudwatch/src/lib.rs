@@ -8,7 +8,6 @@ mod cursor;
 mod error;
 mod factory;
 mod message;
-mod retry;
 mod search;
 
 pub use adapter::CloudWatchAudit;

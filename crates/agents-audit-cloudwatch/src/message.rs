@@ -2,13 +2,10 @@
 //!
 //! The message is the event's own JSON, with `severity_rank` and `place` behind its keys. Its time is that of the writing.
 
-use std::{
-    ops::Range,
-    sync::atomic::{AtomicI64, Ordering},
-};
+use std::ops::Range;
 
+use agents_audit_remote::chunks;
 use agents_core::{AuditEvent, Error, ErrorKind, Result, SessionId, Severity};
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// The documented limits of a request: its size is that of the messages in UTF-8, and so much for each.
@@ -21,25 +18,6 @@ pub(crate) const MAX_MESSAGE: usize = BATCH_BYTES - EVENT_OVERHEAD;
 
 /// The longest event id, which is a UUID of 36 characters.
 const MAX_ID: usize = 64;
-
-/// The last place that this process gave.
-static LAST: AtomicI64 = AtomicI64::new(0);
-
-/// The first of so many places in the trail, which nobody else in this process gets.
-///
-/// A place is a time in nanoseconds, so that those of several processes mix as their clocks do. It is that of the writing and
-/// not of the event: an event that is written after another comes after it, the events of a request are in the order of their
-/// time and near to each other, as they must be, and one that waited for weeks is not refused as too old.
-pub(crate) fn places(count: usize) -> i64 {
-    let count = i64::try_from(count.max(1)).unwrap_or(i64::MAX);
-    let now = i64::try_from(Timestamp::now().as_nanosecond()).unwrap_or_default();
-    let first = |last: i64| now.max(last + 1);
-    // Always `Some`, so always `Ok`.
-    let last = LAST.fetch_update(Ordering::AcqRel, Ordering::Acquire, |last| {
-        Some(first(last) + count - 1)
-    });
-    first(last.unwrap_or_default())
-}
 
 /// The name of the log stream of a session. A session's name starts with a letter or a digit, so none has the other name.
 pub(crate) fn stream(prefix: &str, session: Option<&SessionId>) -> String {
@@ -110,21 +88,10 @@ impl Message {
 }
 
 /// Splits log events into what fits into a request each.
-pub(crate) fn chunks(messages: &[Message]) -> Vec<Range<usize>> {
-    let mut chunks = Vec::new();
-    let (mut start, mut bytes) = (0, 0);
-    for (n, message) in messages.iter().enumerate() {
-        let size = message.text.len() + EVENT_OVERHEAD;
-        if n > start && (n - start == BATCH_EVENTS || bytes + size > BATCH_BYTES) {
-            chunks.push(start..n);
-            (start, bytes) = (n, 0);
-        }
-        bytes += size;
-    }
-    if start < messages.len() {
-        chunks.push(start..messages.len());
-    }
-    chunks
+pub(crate) fn requests(messages: &[Message]) -> Vec<Range<usize>> {
+    chunks(messages, (BATCH_EVENTS, BATCH_BYTES), |message| {
+        message.text.len() + EVENT_OVERHEAD
+    })
 }
 
 pub(crate) fn severity_rank(severity: Severity) -> u8 {
@@ -164,27 +131,25 @@ mod tests {
             millisecond: 0,
             text: "x".repeat(bytes),
         };
-        assert!(chunks(&[]).is_empty());
+        assert!(requests(&[]).is_empty());
         assert_eq!(
-            chunks(&vec![message(1); 20_001]),
+            requests(&vec![message(1); 20_001]),
             [0..10_000, 10_000..20_000, 20_000..20_001]
         );
-        assert_eq!(chunks(&vec![message(MAX_MESSAGE); 2]), [0..1, 1..2]);
+        assert_eq!(requests(&vec![message(MAX_MESSAGE); 2]), [0..1, 1..2]);
         // Two of exactly half, with what is counted for each.
         assert_eq!(
-            chunks(&vec![message(BATCH_BYTES / 2 - EVENT_OVERHEAD); 3]),
+            requests(&vec![message(BATCH_BYTES / 2 - EVENT_OVERHEAD); 3]),
             [0..2, 2..3]
         );
         assert_eq!(
-            chunks(&vec![message(BATCH_BYTES / 2 - EVENT_OVERHEAD + 1); 2]),
+            requests(&vec![message(BATCH_BYTES / 2 - EVENT_OVERHEAD + 1); 2]),
             [0..1, 1..2]
         );
     }
 
     #[test]
-    fn places_only_grow_and_streams_have_their_names() {
-        let (a, b, c) = (places(1), places(10), places(1));
-        assert!(a < b && b + 9 < c, "{a} {b} {c}");
+    fn streams_have_their_names() {
         assert_eq!(stream("session-", Some(&SessionId::new("x").unwrap())), "session-x");
         assert_eq!(stream("session-", None), "session-_none");
     }

@@ -7,6 +7,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
+use agents_audit_remote::{chunks, closed, not_tried, places, unavailable};
 use agents_core::{
     AdapterInfo, AuditCapabilities, AuditEvent, AuditLogger, AuditPage, AuditQuery, Availability, Error, ErrorKind,
     Problem, Result,
@@ -19,8 +20,7 @@ use crate::{
     client::Client,
     config::DatadogAuditConfig,
     cursor::Cursor,
-    error::closed,
-    log::{log, places},
+    log::log,
     search::{self, Hit, Search},
 };
 
@@ -89,7 +89,7 @@ impl DatadogAudit {
     /// Writes logs, and puts what became of each into `outcomes`, which has one for each log.
     async fn write(&self, logs: &[String], outcomes: &mut [Result<()>]) {
         // A stack, with the first on top.
-        let mut todo = chunks(logs);
+        let mut todo = requests(logs);
         todo.reverse();
         while let Some(range) = todo.pop() {
             let Err(error) = self.submit(&logs[range.clone()]).await else {
@@ -144,31 +144,9 @@ impl DatadogAudit {
     }
 }
 
-/// Splits logs into what fits into a request each.
-fn chunks(logs: &[String]) -> Vec<Range<usize>> {
-    let mut chunks = Vec::new();
-    // The brackets, and a comma behind each.
-    let (mut start, mut bytes) = (0, 2);
-    for (n, log) in logs.iter().enumerate() {
-        let size = log.len() + 1;
-        if n > start && (n - start == ROWS || bytes + size > BYTES) {
-            chunks.push(start..n);
-            (start, bytes) = (n, 2);
-        }
-        bytes += size;
-    }
-    if start < logs.len() {
-        chunks.push(start..logs.len());
-    }
-    chunks
-}
-
-fn not_tried() -> Error {
-    Error::new(
-        ErrorKind::Unavailable,
-        "the event was not written, since one before it in the batch failed",
-    )
-    .temporary(None)
+/// Splits logs into what fits into a request each, in brackets and with a comma behind each.
+fn requests(logs: &[String]) -> Vec<Range<usize>> {
+    chunks(logs, (ROWS, BYTES - 2), |log| log.len() + 1)
 }
 
 #[async_trait]
@@ -196,17 +174,7 @@ impl AuditLogger for DatadogAudit {
             }
             Err(error) => error,
         };
-        // The message is what to do, the rest what happened.
-        let source = std::error::Error::source(&error).map(|source| format!(": {source}"));
-        let context: Vec<_> = error.context().iter().map(|(_, value)| value.as_str()).collect();
-        let reason = format!(
-            "{}: {} {}{}",
-            self.location(),
-            error.kind(),
-            context.join(" "),
-            source.unwrap_or_default()
-        );
-        Ok(Availability::unavailable(reason, error.message()))
+        Ok(unavailable(&self.location(), &error))
     }
 
     fn location(&self) -> String {
@@ -331,9 +299,12 @@ mod tests {
 
     #[test]
     fn requests_have_limits() {
-        assert!(chunks(&[]).is_empty());
-        assert_eq!(chunks(&vec!["{}".to_owned(); 2001]), [0..1000, 1000..2000, 2000..2001]);
+        assert!(requests(&[]).is_empty());
+        assert_eq!(
+            requests(&vec!["{}".to_owned(); 2001]),
+            [0..1000, 1000..2000, 2000..2001]
+        );
         // Five of a million bytes are too large by their brackets and commas.
-        assert_eq!(chunks(&vec!["x".repeat(1_000_000); 9]), [0..4, 4..8, 8..9]);
+        assert_eq!(requests(&vec!["x".repeat(1_000_000); 9]), [0..4, 4..8, 8..9]);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{fmt, io::Write, time::Duration};
 
+use agents_audit_remote::Retry;
 use agents_core::{Error, Result};
 use flate2::{Compression, write::GzEncoder};
 use reqwest::{
@@ -14,7 +15,6 @@ use serde_json::Value;
 use crate::{
     config::DatadogAuditConfig,
     error::{request_error, status_error, wait},
-    retry::Retry,
 };
 
 /// The keys that a configuration refers to. Never printed.

@@ -66,10 +66,6 @@ pub(crate) fn request_error(error: reqwest::Error) -> Error {
     Error::new(kind, told).temporary(None).with_source(error)
 }
 
-pub(crate) fn closed() -> Error {
-    Error::new(ErrorKind::Conflict, "the audit sink was shut down; build a new one")
-}
-
 /// How long Datadog wants us to wait: in `X-RateLimit-Reset`, or `Retry-After` from what is in between. Both are seconds.
 pub(crate) fn wait(headers: &HeaderMap) -> Option<Duration> {
     let seconds = |value: &reqwest::header::HeaderValue| value.to_str().ok()?.trim().parse().ok();

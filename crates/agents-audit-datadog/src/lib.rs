@@ -8,7 +8,6 @@ mod cursor;
 mod error;
 mod factory;
 mod log;
-mod retry;
 mod search;
 
 pub use adapter::DatadogAudit;

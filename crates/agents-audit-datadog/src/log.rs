@@ -3,10 +3,7 @@
 //! The event itself is the text `audit.record`, letter by letter: Datadog changes attributes (it drops nulls, rounds numbers and
 //! has limits for names and depth), and a query must give back what was written. The other attributes are there to find it by.
 
-use std::sync::atomic::{AtomicI64, Ordering};
-
 use agents_core::{AuditEvent, Error, ErrorKind, Result, Severity};
-use jiff::Timestamp;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -20,25 +17,6 @@ pub(crate) const MAX_LOG: usize = 1_000_000;
 
 /// The longest event id, which is a UUID of 36 characters.
 const MAX_ID: usize = 64;
-
-/// The last place that this process gave.
-static LAST: AtomicI64 = AtomicI64::new(0);
-
-/// The first of so many places in the trail, which nobody else in this process gets.
-///
-/// A place is a time in nanoseconds, so that those of several processes mix as their clocks do. It is that of the writing and
-/// not of the event: an event that is written after another comes after it, and one that waited for days is not refused as too
-/// old, which Datadog does after 18 hours.
-pub(crate) fn places(count: usize) -> i64 {
-    let count = i64::try_from(count.max(1)).unwrap_or(i64::MAX);
-    let now = i64::try_from(Timestamp::now().as_nanosecond()).unwrap_or_default();
-    let first = |last: i64| now.max(last + 1);
-    // Always `Some`, so always `Ok`.
-    let last = LAST.fetch_update(Ordering::AcqRel, Ordering::Acquire, |last| {
-        Some(first(last) + count - 1)
-    });
-    first(last.unwrap_or_default())
-}
 
 #[derive(Serialize)]
 struct Log<'e> {
@@ -206,11 +184,5 @@ mod tests {
             event.event_id = id.to_owned();
             assert!(log(&event, 1, &config).is_err(), "{id:?}");
         }
-    }
-
-    #[test]
-    fn places_only_grow() {
-        let (a, b, c) = (places(1), places(10), places(1));
-        assert!(a < b && b + 9 < c, "{a} {b} {c}");
     }
 }

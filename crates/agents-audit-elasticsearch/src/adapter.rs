@@ -5,6 +5,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
+use agents_audit_remote::{closed, not_tried, places, unavailable};
 use agents_core::{
     AdapterInfo, AuditCapabilities, AuditEvent, AuditLogger, AuditPage, AuditQuery, Availability, Error, ErrorKind,
     EventType, Result,
@@ -19,8 +20,7 @@ use crate::{
     client::{Call, Client},
     config::ElasticsearchAuditConfig,
     cursor::Cursor,
-    document::{Document, places},
-    error::closed,
+    document::Document,
     search::{self, Hit},
     template,
 };
@@ -143,7 +143,7 @@ impl ElasticsearchAudit {
     /// Writes documents, and puts what became of each into `outcomes`, which has one for each document.
     async fn write(&self, documents: &[Document], outcomes: &mut [Result<()>]) {
         // A stack, with the first on top.
-        let mut todo = bulk::chunks(documents);
+        let mut todo = bulk::requests(documents);
         todo.reverse();
         while let Some(range) = todo.pop() {
             let error = match self.bulk(&documents[range.clone()]).await {
@@ -244,14 +244,6 @@ fn known(outcomes: Vec<Option<Result<()>>>) -> Vec<Result<()>> {
     outcomes.into_iter().map(outcome).collect()
 }
 
-fn not_tried() -> Error {
-    Error::new(
-        ErrorKind::Unavailable,
-        "the event was not written, since one before it in the batch failed",
-    )
-    .temporary(None)
-}
-
 /// The same again, since an event's error is kept while it is tried again.
 fn copy(error: &Error) -> Error {
     let mut copy = Error::new(error.kind(), error.message());
@@ -281,19 +273,7 @@ impl AuditLogger for ElasticsearchAudit {
                 let fact = format!("writes to {}", self.location());
                 Ok(Availability::ready().with_fact(fact).with_fact(server))
             }
-            Err(error) => {
-                // The message is what to do, the rest what happened.
-                let source = std::error::Error::source(&error).map(|source| format!(": {source}"));
-                let context: Vec<_> = error.context().iter().map(|(_, value)| value.as_str()).collect();
-                let reason = format!(
-                    "{}: {} {}{}",
-                    self.location(),
-                    error.kind(),
-                    context.join(" "),
-                    source.unwrap_or_default()
-                );
-                Ok(Availability::unavailable(reason, error.message()))
-            }
+            Err(error) => Ok(unavailable(&self.location(), &error)),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use agents_audit_remote::chunks;
 use agents_core::{Error, Result};
 use serde_json::{Value, json};
 
@@ -12,21 +13,8 @@ const ROWS: usize = 1000;
 const BYTES: usize = 5 << 20;
 
 /// Splits documents into what fits into a request each.
-pub(crate) fn chunks(documents: &[Document]) -> Vec<Range<usize>> {
-    let mut chunks = Vec::new();
-    let (mut start, mut bytes) = (0, 0);
-    for (n, document) in documents.iter().enumerate() {
-        let size = document.json.len() + 256;
-        if n > start && (n - start == ROWS || bytes + size > BYTES) {
-            chunks.push(start..n);
-            (start, bytes) = (n, 0);
-        }
-        bytes += size;
-    }
-    if start < documents.len() {
-        chunks.push(start..documents.len());
-    }
-    chunks
+pub(crate) fn requests(documents: &[Document]) -> Vec<Range<usize>> {
+    chunks(documents, (ROWS, BYTES), |document| document.json.len() + 256)
 }
 
 /// A request for these documents. `create` never replaces one.
@@ -78,9 +66,9 @@ mod tests {
 
     #[test]
     fn requests_have_limits() {
-        assert!(chunks(&[]).is_empty());
-        assert_eq!(chunks(&vec![document(10); 2001]), [0..1000, 1000..2000, 2000..2001]);
-        assert_eq!(chunks(&vec![document(3 << 20); 3]), [0..1, 1..2, 2..3]);
+        assert!(requests(&[]).is_empty());
+        assert_eq!(requests(&vec![document(10); 2001]), [0..1000, 1000..2000, 2000..2001]);
+        assert_eq!(requests(&vec![document(3 << 20); 3]), [0..1, 1..2, 2..3]);
         let body = request([document(1)].iter());
         assert_eq!(
             String::from_utf8(body).unwrap(),

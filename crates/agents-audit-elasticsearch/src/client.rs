@@ -2,6 +2,7 @@
 
 use std::{io::Write, time::Duration};
 
+use agents_audit_remote::Retry;
 use agents_core::{Error, Result};
 use flate2::{Compression, write::GzEncoder};
 use reqwest::{
@@ -16,7 +17,6 @@ use crate::{
     auth::Auth,
     config::ElasticsearchAuditConfig,
     error::{request_error, retry_after, status_error},
-    retry::Retry,
 };
 
 /// Bodies below this size are not worth compressing.

@@ -3,8 +3,6 @@
 //! A document is the event's own JSON, with keys of ours behind it: `@timestamp`, which data streams want, `severity_rank`, and
 //! `place`, which pages are sorted by.
 
-use std::sync::atomic::{AtomicI64, Ordering};
-
 use agents_core::{AuditEvent, Error, ErrorKind, Result, Severity};
 use jiff::{Timestamp, tz::TimeZone};
 use serde::Serialize;
@@ -19,24 +17,6 @@ const MAX_ID: usize = 64;
 
 /// The longest user's name that is indexed, and so can be asked for.
 pub(crate) const MAX_USER: usize = 1024;
-
-/// The last place that this process gave.
-static LAST: AtomicI64 = AtomicI64::new(0);
-
-/// The first of so many places in the trail, which nobody else in this process gets.
-///
-/// A place is a time in nanoseconds, so that those of several processes mix as their clocks do. It is that of the writing and
-/// not of the event: an event that is written after another comes after it.
-pub(crate) fn places(count: usize) -> i64 {
-    let count = i64::try_from(count.max(1)).unwrap_or(i64::MAX);
-    let now = i64::try_from(Timestamp::now().as_nanosecond()).unwrap_or_default();
-    let first = |last: i64| now.max(last + 1);
-    // Always `Some`, so always `Ok`.
-    let last = LAST.fetch_update(Ordering::AcqRel, Ordering::Acquire, |last| {
-        Some(first(last) + count - 1)
-    });
-    first(last.unwrap_or_default())
-}
 
 /// A document with where it goes.
 #[derive(Clone, Debug)]
@@ -124,12 +104,6 @@ mod tests {
     use agents_core::EventType;
 
     use super::*;
-
-    #[test]
-    fn places_only_grow() {
-        let (a, b, c) = (places(1), places(10), places(1));
-        assert!(a < b && b + 9 < c, "{a} {b} {c}");
-    }
 
     #[test]
     fn a_document_is_the_event_and_more() {

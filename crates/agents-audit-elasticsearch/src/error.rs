@@ -120,10 +120,6 @@ fn is_certificate(error: &(dyn StdError + 'static)) -> bool {
         || error.source().is_some_and(is_certificate)
 }
 
-pub(crate) fn closed() -> Error {
-    Error::new(ErrorKind::Conflict, "the audit sink was shut down; build a new one")
-}
-
 /// The seconds of a `Retry-After` header. The other form, a date, is none that these servers use.
 pub(crate) fn retry_after(value: Option<&str>) -> Option<Duration> {
     let seconds: u64 = value?.trim().parse().ok()?;

@@ -10,7 +10,6 @@ mod cursor;
 mod document;
 mod error;
 mod factory;
-mod retry;
 mod search;
 mod template;
 

@@ -6,6 +6,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
+use agents_audit_remote::{chunks, closed, not_tried, unavailable};
 use agents_core::{
     AdapterInfo, AuditCapabilities, AuditEvent, AuditLogger, AuditPage, AuditQuery, Availability, Error, ErrorKind,
     Result,
@@ -14,7 +15,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use tokio::sync::RwLock;
 
-use crate::{Headers, client::Client, config::OtlpAuditConfig, error::closed, record::log_record};
+use crate::{Headers, client::Client, config::OtlpAuditConfig, record::log_record};
 
 /// The most log records and bytes of a request, before it is compressed. A collector takes 20 MiB unless told otherwise.
 const RECORDS: usize = 1000;
@@ -64,7 +65,7 @@ impl OtlpAudit {
     /// Writes records, and puts what became of each into `outcomes`, which has one for each record.
     async fn write(&self, records: &[String], outcomes: &mut [Result<()>]) {
         // A stack, with the first on top.
-        let mut todo = chunks(records);
+        let mut todo = requests(records);
         todo.reverse();
         while let Some(range) = todo.pop() {
             let Err(error) = self.client.submit(&records[range.clone()]).await else {
@@ -97,30 +98,9 @@ fn same(error: &Error) -> Error {
     }
 }
 
-/// Splits records into what fits into a request each.
-fn chunks(records: &[String]) -> Vec<Range<usize>> {
-    let mut chunks = Vec::new();
-    let (mut start, mut bytes) = (0, 0);
-    for (n, record) in records.iter().enumerate() {
-        let size = record.len() + 1;
-        if n > start && (n - start == RECORDS || bytes + size > BYTES) {
-            chunks.push(start..n);
-            (start, bytes) = (n, 0);
-        }
-        bytes += size;
-    }
-    if start < records.len() {
-        chunks.push(start..records.len());
-    }
-    chunks
-}
-
-fn not_tried() -> Error {
-    Error::new(
-        ErrorKind::Unavailable,
-        "the event was not written, since one before it in the batch failed",
-    )
-    .temporary(None)
+/// Splits records into what fits into a request each, with a comma behind each.
+fn requests(records: &[String]) -> Vec<Range<usize>> {
+    chunks(records, (RECORDS, BYTES), |record| record.len() + 1)
 }
 
 #[async_trait]
@@ -138,19 +118,7 @@ impl AuditLogger for OtlpAudit {
         self.check_open()?;
         Ok(match self.client.probe().await {
             Ok(()) => Availability::ready().with_fact(format!("writes to {}", self.location())),
-            Err(error) => {
-                // The message is what to do, the rest what happened.
-                let source = std::error::Error::source(&error).map(|source| format!(": {source}"));
-                let context: Vec<_> = error.context().iter().map(|(_, value)| value.as_str()).collect();
-                let reason = format!(
-                    "{}: {} {}{}",
-                    self.location(),
-                    error.kind(),
-                    context.join(" "),
-                    source.unwrap_or_default()
-                );
-                Availability::unavailable(reason, error.message())
-            }
+            Err(error) => unavailable(&self.location(), &error),
         })
     }
 
@@ -217,8 +185,11 @@ mod tests {
 
     #[test]
     fn requests_have_limits() {
-        assert!(chunks(&[]).is_empty());
-        assert_eq!(chunks(&vec!["{}".to_owned(); 2001]), [0..1000, 1000..2000, 2000..2001]);
-        assert_eq!(chunks(&vec!["x".repeat(1_000_000); 9]), [0..3, 3..6, 6..9]);
+        assert!(requests(&[]).is_empty());
+        assert_eq!(
+            requests(&vec!["{}".to_owned(); 2001]),
+            [0..1000, 1000..2000, 2000..2001]
+        );
+        assert_eq!(requests(&vec!["x".repeat(1_000_000); 9]), [0..3, 3..6, 6..9]);
     }
 }

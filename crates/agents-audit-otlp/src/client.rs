@@ -2,6 +2,7 @@
 
 use std::{fmt, io::Write, time::Duration};
 
+use agents_audit_remote::Retry;
 use agents_core::{Error, Result};
 use flate2::{Compression, write::GzEncoder};
 use jiff::Timestamp;
@@ -15,7 +16,6 @@ use crate::{
     config::OtlpAuditConfig,
     error::{partial_success, rejected, request_error, status_error, wait},
     record::request,
-    retry::Retry,
 };
 
 /// The headers that a configuration refers to. Never printed.

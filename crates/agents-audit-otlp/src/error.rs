@@ -71,10 +71,6 @@ pub(crate) fn rejected(count: u64, of: usize, message: &str) -> Error {
     Error::new(ErrorKind::DataInvalid, told).with_context("reason", one_line(message))
 }
 
-pub(crate) fn closed() -> Error {
-    Error::new(ErrorKind::Conflict, "the audit sink was shut down; build a new one")
-}
-
 /// How long the collector wants us to wait: seconds, or a date.
 pub(crate) fn wait(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();

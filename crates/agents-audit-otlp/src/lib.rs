@@ -7,7 +7,6 @@ mod config;
 mod error;
 mod factory;
 mod record;
-mod retry;
 
 pub use adapter::OtlpAudit;
 pub use client::Headers;

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use agents_audit_remote::{chunks, closed, not_tried};
 use agents_core::{
     AdapterInfo, AuditCapabilities, AuditEvent, AuditLogger, AuditPage, AuditQuery, Availability, Error, ErrorKind,
     EventType, Result,
@@ -17,7 +18,7 @@ use tokio::sync::{Mutex, OnceCell};
 use crate::{
     DatabaseAuditConfig, cursor,
     database::{self, Engine},
-    error::{closed, map},
+    error::map,
     retry,
     row::Row,
 };
@@ -100,7 +101,7 @@ impl DatabaseAudit {
     /// Writes rows, and puts what became of each into `outcomes`, which has one for each row.
     async fn write(&self, rows: &[Row], outcomes: &mut [Result<()>]) {
         // A stack, with the first on top.
-        let mut todo = chunks(rows);
+        let mut todo = transactions(rows);
         todo.reverse();
         while let Some(range) = todo.pop() {
             let Err(error) = self.insert(&rows[range.clone()]).await else {
@@ -125,29 +126,8 @@ impl DatabaseAudit {
 }
 
 /// Splits rows into what fits into a transaction each.
-fn chunks(rows: &[Row]) -> Vec<Range<usize>> {
-    let mut chunks = Vec::new();
-    let (mut start, mut bytes) = (0, 0);
-    for (n, row) in rows.iter().enumerate() {
-        let size = row.record.len() + 512;
-        if n > start && (n - start == CHUNK_ROWS || bytes + size > CHUNK_BYTES) {
-            chunks.push(start..n);
-            (start, bytes) = (n, 0);
-        }
-        bytes += size;
-    }
-    if start < rows.len() {
-        chunks.push(start..rows.len());
-    }
-    chunks
-}
-
-fn not_tried() -> Error {
-    Error::new(
-        ErrorKind::Unavailable,
-        "the event was not written, since one before it in the batch failed",
-    )
-    .temporary(None)
+fn transactions(rows: &[Row]) -> Vec<Range<usize>> {
+    chunks(rows, (CHUNK_ROWS, CHUNK_BYTES), |row| row.record.len() + 512)
 }
 
 #[async_trait]

@@ -85,10 +85,6 @@ fn message(kind: ErrorKind, error: &sqlx::Error) -> &'static str {
     }
 }
 
-pub(crate) fn closed() -> Error {
-    Error::new(ErrorKind::Conflict, "the audit database was shut down; build a new one")
-}
-
 /// An SQLSTATE of PostgreSQL.
 #[cfg(feature = "postgres")]
 pub(crate) fn postgres(code: &str) -> Class {

@@ -74,6 +74,11 @@ fn allowed(from: &str, to: &str) -> bool {
         }
         "agents-runtime-k8s" => &["agents-core", "agents-guest"],
         "agents-audit-file" => &["agents-core", "agents-journal"],
+        "agents-audit-sql"
+        | "agents-audit-elasticsearch"
+        | "agents-audit-datadog"
+        | "agents-audit-cloudwatch"
+        | "agents-audit-otlp" => &["agents-core", "agents-audit-remote"],
         "agents-layers" => &["agents-core", "agents-journal"],
         "agents-session" => &["agents-core", "agents-egress", "agents-layers"],
         FACADE => return !sees_facade(to) && to != "agents-testkit",

@@ -7,14 +7,16 @@ use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use tokio::time::{Instant, sleep};
 
 /// The time that an operation has left, and the waits between its attempts.
-pub(crate) struct Retry {
+#[derive(Debug)]
+pub struct Retry {
     deadline: Instant,
     share: Duration,
     delays: ExponentialBackoff,
 }
 
 impl Retry {
-    pub(crate) fn new(total: Duration) -> Self {
+    /// So much time for all attempts and the waits between them.
+    pub fn new(total: Duration) -> Self {
         Self {
             deadline: Instant::now() + total,
             share: total / 3,
@@ -29,13 +31,17 @@ impl Retry {
 
     /// How long the next attempt may take: a third of the whole, so that a connection that hangs is given up while there is
     /// time for another.
-    pub(crate) fn attempt(&self) -> Duration {
+    pub fn attempt(&self) -> Duration {
         self.share.min(self.deadline.saturating_duration_since(Instant::now()))
     }
 
     /// Waits before the next attempt, at least as long as the server asked for. Gives the error back when there is no sense
     /// or no time in another.
-    pub(crate) async fn wait(&mut self, error: Error) -> Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// The one that was given.
+    pub async fn wait(&mut self, error: Error) -> Result<()> {
         let RetryStatus::Temporary { retry_after } = error.retry_status() else {
             return Err(error);
         };
