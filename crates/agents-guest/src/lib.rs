@@ -16,7 +16,7 @@ mod report;
 
 #[cfg(feature = "host")]
 pub use {
-    host::{Afterwards, Connection, Judge, Quiet, SpawnRequest, StartOptions},
+    host::{Afterwards, Connection, Judge, Quiet, Recollection, SpawnRequest, StartOptions},
     paths::{MASKED_PATHS, READONLY_PATHS, SECRETS_DIR},
     plan::{
         CpuQuota, DEFAULT_SECCOMP_PROFILE, GVISOR, LABEL_GUEST, LABEL_IMAGE, LABEL_SESSION, Plan, PlannedMount,

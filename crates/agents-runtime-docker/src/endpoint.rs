@@ -215,7 +215,15 @@ impl Endpoint {
 
     /// Whether the engine sees the same files as this process does.
     pub(crate) fn is_local(&self) -> bool {
-        matches!(self, Self::Unix(_))
+        self.socket().is_some()
+    }
+
+    /// The socket of an engine of this machine.
+    pub(crate) fn socket(&self) -> Option<&Path> {
+        match self {
+            Self::Unix(path) => Some(path),
+            _ => None,
+        }
     }
 }
 

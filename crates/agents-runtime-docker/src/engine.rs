@@ -10,6 +10,7 @@ use std::{
 };
 
 use agents_core::{Error, ErrorKind, Problem, Result};
+use agents_guest::Recollection;
 use bollard::{
     API_DEFAULT_VERSION, BollardRequest, Docker, body_full,
     container::LogOutput,
@@ -34,14 +35,16 @@ use crate::{
     DockerConfig,
     endpoint::{Endpoint, Environment},
     error,
-    facts::{Facts, Standing, Version},
+    facts::{Facts, Said, Standing, Version},
     inspect::{Image, Inspected, Listed},
-    memory::{Memory, Said},
     transport::Transport,
 };
 
 /// The most that is read of one answer.
 const LARGEST_ANSWER: usize = 16 << 20;
+
+/// For how long what the engine said of itself is believed.
+const BELIEVED: Duration = Duration::from_secs(60 * 60);
 
 /// What a container or an exec says, and where it reads.
 pub(crate) struct Attached {
@@ -58,7 +61,7 @@ pub(crate) struct Engine {
     deadline: Duration,
     standing: Standing,
     facts: OnceCell<Facts>,
-    memory: Option<Memory>,
+    recollection: Option<Recollection>,
 }
 
 impl Engine {
@@ -89,7 +92,7 @@ impl Engine {
             deadline,
             standing,
             facts: OnceCell::new(),
-            memory: folder.map(Memory::new),
+            recollection: folder.map(|folder| Recollection::new(folder, BELIEVED)),
         })
     }
 
@@ -118,9 +121,10 @@ impl Engine {
     pub(crate) async fn facts(&self) -> Result<&Facts> {
         self.facts
             .get_or_try_init(|| async {
-                if let Some(memory) = &self.memory {
+                if let Some(recollection) = &self.recollection {
                     let signature = self.signature().await?;
-                    if let Some(said) = memory.recall(&self.endpoint, &signature) {
+                    let (address, socket) = (self.endpoint.to_string(), self.endpoint.socket());
+                    if let Some(said) = recollection.recall::<Said>(&address, socket, &signature) {
                         let facts = Facts::new(&said, &self.standing).map_err(unusable)?;
                         self.transport.use_version(&format!("1.{}", facts.api));
                         return Ok(facts);
@@ -151,8 +155,9 @@ impl Engine {
             info,
         };
         let facts = Facts::new(&said, &self.standing).map_err(unusable)?;
-        if let Some(memory) = &self.memory {
-            memory.keep(&self.endpoint, &self.signature().await?, &said);
+        if let Some(recollection) = &self.recollection {
+            let signature = self.signature().await?;
+            recollection.keep(&self.endpoint.to_string(), self.endpoint.socket(), &signature, &said);
         }
         Ok(facts)
     }

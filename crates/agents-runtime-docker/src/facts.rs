@@ -7,13 +7,21 @@ use agents_guest::GVISOR;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{memory::Said, null_as_default};
+use crate::null_as_default;
 
 /// The oldest API that is spoken: 20.10.
 const OLDEST_API: u32 = 41;
 
 /// The newest API that bollard's types follow.
 const NEWEST_API: u32 = 53;
+
+/// What the engine said of itself, and when.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Said {
+    pub(crate) at: Timestamp,
+    pub(crate) version: Version,
+    pub(crate) info: Info,
+}
 
 /// `GET /version`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

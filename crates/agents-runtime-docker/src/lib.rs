@@ -16,7 +16,6 @@ mod ignore;
 mod image;
 mod inspect;
 mod judge;
-mod memory;
 mod ports;
 mod program;
 mod provision;

@@ -14,8 +14,8 @@ use agents_core::{
     ExecSession, Problem, Provisioned, Result, RuntimeCapabilities, StartRequest,
 };
 use agents_guest::{
-    Afterwards, Plan, SpawnRequest, StartOptions, container_info, exec_command, read_command, status_command,
-    write_command,
+    Afterwards, Plan, Recollection, SpawnRequest, StartOptions, container_info, exec_command, read_command,
+    status_command, write_command,
 };
 use async_trait::async_trait;
 
@@ -27,7 +27,7 @@ use crate::{
     config::PodmanConfig,
     connect::Connector,
     containers::Attached,
-    engine::{self, Engine, Memory},
+    engine::{self, Engine},
     image::{self, Pulls},
     ingress::{Bound, Ports},
     judge::PodmanJudge,
@@ -46,7 +46,7 @@ pub struct PodmanRuntime {
     client: Arc<Client>,
     config: PodmanConfig,
     pulls: Pulls,
-    memory: Memory,
+    recollection: Recollection,
     assets: Assets,
     volumes: Volumes,
     engine: RwLock<Option<Arc<Engine>>>,
@@ -86,7 +86,7 @@ impl PodmanRuntime {
                 auth_file: config.auth_file.clone(),
                 idle: config.timeout() * 5,
             },
-            memory: Memory::new(folder.clone()),
+            recollection: Recollection::new(folder.clone(), engine::BELIEVED),
             assets: Assets::new(folder),
             volumes: Volumes::default(),
             config,
@@ -120,7 +120,11 @@ impl PodmanRuntime {
             return Ok(engine);
         }
         let version = engine::version(&self.client).await?;
-        if let Some(engine) = self.memory.recall(self.client.address(), &version) {
+        let address = self.client.address();
+        if let Some(engine) = self
+            .recollection
+            .recall(&address.to_string(), address.socket(), &version)
+        {
             return Ok(self.remember(engine));
         }
         self.ask(&version).await
@@ -128,7 +132,9 @@ impl PodmanRuntime {
 
     async fn ask(&self, version: &str) -> Result<Arc<Engine>> {
         let engine = Engine::ask(&self.client).await?;
-        self.memory.keep(self.client.address(), version, &engine);
+        let address = self.client.address();
+        self.recollection
+            .keep(&address.to_string(), address.socket(), version, &engine);
         Ok(self.remember(engine))
     }
 

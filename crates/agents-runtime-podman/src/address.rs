@@ -1,6 +1,11 @@
 //! Where the engine is.
 
-use std::{env, ffi::OsString, fmt, path::PathBuf};
+use std::{
+    env,
+    ffi::OsString,
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use agents_core::{Error, Result};
 
@@ -145,7 +150,15 @@ impl Address {
 
     /// Whether paths of this host mean the same to the engine.
     pub(crate) fn is_local(&self) -> bool {
-        matches!(self, Self::Unix(_))
+        self.socket().is_some()
+    }
+
+    /// The socket of an engine of this host.
+    pub(crate) fn socket(&self) -> Option<&Path> {
+        match self {
+            Self::Unix(path) => Some(path),
+            _ => None,
+        }
     }
 }
 

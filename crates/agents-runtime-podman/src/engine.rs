@@ -1,25 +1,18 @@
 //! What the engine is and can do, found out once and kept: podman needs half a second to say it, for it asks the package
 //! manager about every program that it uses.
 
-use std::{
-    fs,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-    time::{Duration, SystemTime},
-};
+use std::time::Duration;
 
 use agents_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use crate::{
-    address::Address,
     client::{Call, Client},
     model::View,
 };
 
 /// For how long what was kept is believed; the read-back of each container finds what has changed meanwhile.
-const BELIEVED: Duration = Duration::from_secs(24 * 60 * 60);
+pub(crate) const BELIEVED: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What was found out.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,73 +126,6 @@ pub(crate) async fn version(client: &Client) -> Result<String> {
     })
 }
 
-/// Where what was found out is kept.
-#[derive(Debug)]
-pub(crate) struct Memory {
-    folder: PathBuf,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Kept {
-    key: String,
-    engine: Engine,
-}
-
-impl Memory {
-    pub(crate) fn new(folder: PathBuf) -> Self {
-        Self { folder }
-    }
-
-    fn file(&self, address: &Address) -> PathBuf {
-        let digest = Sha256::digest(address.to_string());
-        let name: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
-        self.folder.join(format!("engine-{name}.json"))
-    }
-
-    /// What is known of the engine at this address, when it still is the same one.
-    pub(crate) fn recall(&self, address: &Address, version: &str) -> Option<Engine> {
-        let file = self.file(address);
-        let age = SystemTime::now()
-            .duration_since(fs::metadata(&file).ok()?.modified().ok()?)
-            .ok()?;
-        let kept: Kept = serde_json::from_slice(&fs::read(file).ok()?).ok()?;
-        (age < BELIEVED && kept.key == key(address, version)).then_some(kept.engine)
-    }
-
-    /// Keeps it. Failing to costs time and nothing else.
-    pub(crate) fn keep(&self, address: &Address, version: &str, engine: &Engine) {
-        let kept = Kept {
-            key: key(address, version),
-            engine: engine.clone(),
-        };
-        let write = || -> Option<()> {
-            fs::create_dir_all(&self.folder).ok()?;
-            let mut file = tempfile::NamedTempFile::new_in(&self.folder).ok()?;
-            serde_json::to_writer(&mut file, &kept).ok()?;
-            file.persist(self.file(address)).ok()?;
-            Some(())
-        };
-        if write().is_none() {
-            tracing::debug!(folder = %self.folder.display(), "what was found out about podman cannot be kept");
-        }
-    }
-}
-
-/// Changes with the engine's version, a restart of its socket, a boot, and our own version.
-fn key(address: &Address, version: &str) -> String {
-    let socket = match address {
-        Address::Unix(path) => fs::metadata(path)
-            .map(|socket| {
-                let (seconds, nanoseconds) = (socket.ctime(), socket.ctime_nsec());
-                format!("{}:{}:{seconds}.{nanoseconds}", socket.dev(), socket.ino())
-            })
-            .unwrap_or_default(),
-        _ => String::new(),
-    };
-    let boot = fs::read_to_string(Path::new("/proc/sys/kernel/random/boot_id")).unwrap_or_default();
-    format!("{} {version} {socket} {}", env!("CARGO_PKG_VERSION"), boot.trim())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -234,24 +160,5 @@ mod tests {
         assert!(!Engine::read(&info(true, "v2", "systemd"), &names).controls("cpu"));
         assert!(!Engine::read(&info(true, "v2", "cgroupfs"), &names).controls("memory"));
         assert!(Engine::read(&info(false, "v1", "cgroupfs"), &names).controls("pids"));
-    }
-
-    #[test]
-    fn what_is_kept_is_of_one_engine() {
-        let folder = tempfile::tempdir().unwrap();
-        let memory = Memory::new(folder.path().join("podman"));
-        let address = Address::parse("tcp://localhost:1").unwrap();
-        let engine = Engine {
-            version: "5.0.0".into(),
-            ..Engine::default()
-        };
-        assert_eq!(memory.recall(&address, "5.0.0"), None);
-        memory.keep(&address, "5.0.0", &engine);
-        assert_eq!(memory.recall(&address, "5.0.0"), Some(engine));
-        assert_eq!(memory.recall(&address, "5.0.1"), None);
-        assert_eq!(
-            memory.recall(&Address::parse("tcp://localhost:2").unwrap(), "5.0.0"),
-            None
-        );
     }
 }
