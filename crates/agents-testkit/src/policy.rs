@@ -107,6 +107,13 @@ pub fn cases() -> Vec<Case<PolicyFixture>> {
     ]
 }
 
+/// The cases for who denies everything, and so has no policy to allow.
+pub fn denying_cases() -> Vec<Case<PolicyFixture>> {
+    let mut cases = cases();
+    cases.retain(|case| case.name() != "findings_are_values");
+    cases
+}
+
 type Fx = Arc<PolicyFixture>;
 
 fn context() -> agents_core::Result<EnforcementContext> {
