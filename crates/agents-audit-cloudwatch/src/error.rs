@@ -1,5 +1,6 @@
 //! What the service says, in our terms. Pure functions from codes.
 
+use agents_audit_remote::one_line;
 use agents_core::{Error, ErrorKind};
 use aws_sdk_cloudwatchlogs::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
 
@@ -102,9 +103,7 @@ where
             "CloudWatch Logs cannot be reached; see whether region and endpoint are right and this machine may connect",
         ),
     };
-    let reason: Vec<_> = reason.split_whitespace().collect();
-    let reason: String = reason.join(" ").chars().take(300).collect();
-    let error = Error::new(kind, told).with_context("reason", reason);
+    let error = Error::new(kind, told).with_context("reason", one_line(&reason));
     if temporary { error.temporary(None) } else { error }
 }
 

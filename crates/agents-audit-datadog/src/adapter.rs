@@ -7,7 +7,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use agents_audit_remote::{chunks, closed, not_tried, places, unavailable};
+use agents_audit_remote::{Batch, chunks, closed, not_tried, places, unavailable};
 use agents_core::{
     AdapterInfo, AuditCapabilities, AuditEvent, AuditLogger, AuditPage, AuditQuery, Availability, Error, ErrorKind,
     Problem, Result,
@@ -191,26 +191,15 @@ impl AuditLogger for DatadogAudit {
         let _writer = self.writers.read().await;
         self.check_open()?;
         let first = places(events.len());
-        let (mut logs, mut at) = (Vec::with_capacity(events.len()), Vec::with_capacity(events.len()));
-        let mut outcomes: Vec<Result<()>> = Vec::with_capacity(events.len());
-        for (place, event) in (first..).zip(&events) {
-            let made = log(event, place, &self.config).map(|log| {
-                logs.push(log);
-                at.push(outcomes.len());
-            });
-            outcomes.push(made);
+        let logs = (first..)
+            .zip(&events)
+            .map(|(place, event)| log(event, place, &self.config));
+        let batch = Batch::new(logs);
+        let mut written = batch.untried();
+        if !written.is_empty() {
+            self.write(batch.items(), &mut written).await;
         }
-        if !logs.is_empty() {
-            let mut written: Vec<_> = logs.iter().map(|_| Err(not_tried())).collect();
-            self.write(&logs, &mut written).await;
-            for (n, outcome) in at.into_iter().zip(written) {
-                outcomes[n] = outcome;
-            }
-        }
-        if !outcomes.is_empty() && outcomes.iter().all(Result::is_err) {
-            return Err(outcomes.swap_remove(0).err().unwrap_or_else(not_tried));
-        }
-        Ok(outcomes)
+        batch.settle(written)
     }
 
     async fn query(&self, query: AuditQuery) -> Result<AuditPage> {

@@ -1,14 +1,12 @@
 //! HTTP to Datadog.
 
-use std::{fmt, io::Write, time::Duration};
+use std::{fmt, time::Duration};
 
-use agents_audit_remote::Retry;
+use agents_audit_remote::{Retry, http};
 use agents_core::{Error, Result};
-use flate2::{Compression, write::GzEncoder};
 use reqwest::{
     Method, Request, Url,
     header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue},
-    redirect::Policy,
 };
 use serde_json::Value;
 
@@ -68,15 +66,7 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) fn new(config: &DatadogAuditConfig, keys: Keys) -> Result<Self> {
-        // The client wants one for the process. If another part of the program chose one, that one serves.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder()
-            .user_agent(concat!("agents-audit-datadog/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(Duration::from_secs(5))
-            // Elsewhere nobody has a right to the keys.
-            .redirect(Policy::none())
-            .build()
-            .map_err(|error| Error::unexpected("no HTTP client could be made").with_source(error))?;
+        let http = http::client(concat!("agents-audit-datadog/", env!("CARGO_PKG_VERSION")), None)?;
         let url = |base: String, path: &str| {
             let text = format!("{}/{path}", base.trim_end_matches('/'));
             Url::parse(&text).map_err(|_| Error::invalid("site, intake_url or api_url make no URL"))
@@ -123,7 +113,7 @@ impl Client {
         let headers = request.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-        *request.body_mut() = Some(gzip(logs)?.into());
+        *request.body_mut() = Some(http::gzip(logs)?.into());
         self.send(request, timeout).await.map(|_| ())
     }
 
@@ -156,14 +146,6 @@ impl Client {
             _ => Err(status_error(403, None, b"")),
         }
     }
-}
-
-fn gzip(body: &[u8]) -> Result<Vec<u8>> {
-    let mut encoder = GzEncoder::new(Vec::with_capacity(body.len() / 4), Compression::fast());
-    encoder
-        .write_all(body)
-        .and_then(|()| encoder.finish())
-        .map_err(|error| Error::io("the request could not be compressed", error))
 }
 
 #[cfg(test)]

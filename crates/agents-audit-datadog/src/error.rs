@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use agents_audit_remote::one_line;
 use agents_core::{Error, ErrorKind};
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 use serde_json::Value;
@@ -82,9 +83,7 @@ fn reason(body: &[u8]) -> String {
     let texts = errors
         .iter()
         .filter_map(|error| error.as_str().or_else(|| error["detail"].as_str()));
-    let text = texts.collect::<Vec<_>>().join("; ");
-    let words: Vec<_> = text.split_whitespace().collect();
-    words.join(" ").chars().take(300).collect()
+    one_line(&texts.collect::<Vec<_>>().join("; "))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use agents_audit_remote::{closed, not_tried, places, unavailable};
+use agents_audit_remote::{Batch, again, closed, not_tried, places, unavailable};
 use agents_core::{
     AdapterInfo, AuditCapabilities, AuditEvent, AuditLogger, AuditPage, AuditQuery, Availability, Error, ErrorKind,
     EventType, Result,
@@ -108,7 +108,7 @@ impl ElasticsearchAudit {
             call.content_type = "application/x-ndjson";
             let answer = self.client.once(&call, retry.attempt()).await;
             let results = answer.and_then(|answer| bulk::results(&answer, todo.len()));
-            let mut again = None;
+            let mut cause = None;
             match results {
                 Ok(results) => {
                     let mut left = Vec::new();
@@ -116,8 +116,8 @@ impl ElasticsearchAudit {
                         match result {
                             Some(error) if error.is_temporary() => {
                                 left.push(n);
-                                outcomes[n] = Some(Err(copy(&error)));
-                                again = Some(error);
+                                outcomes[n] = Some(Err(again(&error)));
+                                cause = Some(error);
                             }
                             result => outcomes[n] = Some(result.map_or(Ok(()), Err)),
                         }
@@ -126,9 +126,9 @@ impl ElasticsearchAudit {
                 }
                 // What was stored before is known; the rest is not.
                 Err(error) if todo.len() < documents.len() && !error.is_temporary() => return Ok(known(outcomes)),
-                Err(error) => again = Some(error),
+                Err(error) => cause = Some(error),
             }
-            let Some(error) = again else {
+            let Some(error) = cause else {
                 return Ok(known(outcomes));
             };
             if let Err(error) = retry.wait(error).await {
@@ -244,18 +244,6 @@ fn known(outcomes: Vec<Option<Result<()>>>) -> Vec<Result<()>> {
     outcomes.into_iter().map(outcome).collect()
 }
 
-/// The same again, since an event's error is kept while it is tried again.
-fn copy(error: &Error) -> Error {
-    let mut copy = Error::new(error.kind(), error.message());
-    for (key, value) in error.context() {
-        copy = copy.with_context(key, value);
-    }
-    match error.retry_status() {
-        agents_core::RetryStatus::Temporary { retry_after } => copy.temporary(retry_after),
-        _ => copy,
-    }
-}
-
 #[async_trait]
 impl AuditLogger for ElasticsearchAudit {
     fn info(&self) -> AdapterInfo {
@@ -292,27 +280,16 @@ impl AuditLogger for ElasticsearchAudit {
         let _writer = self.writers.read().await;
         self.check_open()?;
         let first = places(events.len());
-        let (mut documents, mut at) = (Vec::with_capacity(events.len()), Vec::with_capacity(events.len()));
-        let mut outcomes: Vec<Result<()>> = Vec::with_capacity(events.len());
-        for (place, event) in (first..).zip(&events) {
-            let document = Document::new(event, place, &self.config).map(|document| {
-                documents.push(document);
-                at.push(outcomes.len());
-            });
-            outcomes.push(document);
-        }
-        if !documents.is_empty() {
+        let documents = (first..)
+            .zip(&events)
+            .map(|(place, event)| Document::new(event, place, &self.config));
+        let batch = Batch::new(documents);
+        let mut written = batch.untried();
+        if !written.is_empty() {
             self.template().await?;
-            let mut written: Vec<_> = documents.iter().map(|_| Err(not_tried())).collect();
-            self.write(&documents, &mut written).await;
-            for (n, outcome) in at.into_iter().zip(written) {
-                outcomes[n] = outcome;
-            }
+            self.write(batch.items(), &mut written).await;
         }
-        if !outcomes.is_empty() && outcomes.iter().all(Result::is_err) {
-            return Err(outcomes.swap_remove(0).err().unwrap_or_else(not_tried));
-        }
-        Ok(outcomes)
+        batch.settle(written)
     }
 
     async fn query(&self, query: AuditQuery) -> Result<AuditPage> {

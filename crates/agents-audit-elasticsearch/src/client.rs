@@ -1,14 +1,12 @@
 //! HTTP to the server.
 
-use std::{io::Write, time::Duration};
+use std::time::Duration;
 
-use agents_audit_remote::Retry;
+use agents_audit_remote::{Retry, http};
 use agents_core::{Error, Result};
-use flate2::{Compression, write::GzEncoder};
 use reqwest::{
-    Certificate, Method, Request, Url,
+    Method, Request, Url,
     header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, RETRY_AFTER},
-    redirect::Policy,
 };
 use serde_json::Value;
 
@@ -54,28 +52,10 @@ impl<'c> Call<'c> {
 
 impl Client {
     pub(crate) fn new(config: &ElasticsearchAuditConfig, credentials: Credentials) -> Result<Self> {
-        // The client wants one for the process. If another part of the program chose one, that one serves.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("agents-audit-elasticsearch/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(Duration::from_secs(5))
-            // Elsewhere nobody has a right to the credentials.
-            .redirect(Policy::none());
-        if let Some(file) = &config.tls_ca_file {
-            let pem = std::fs::read(file)
-                .map_err(|error| Error::io(format!("cannot read tls_ca_file {}", file.display()), error))?;
-            let certificates = Certificate::from_pem_bundle(&pem).unwrap_or_default();
-            if certificates.is_empty() {
-                return Err(Error::invalid(format!(
-                    "tls_ca_file {} holds no certificate in PEM",
-                    file.display()
-                )));
-            }
-            builder = builder.tls_certs_only(certificates);
-        }
-        let http = builder
-            .build()
-            .map_err(|error| Error::unexpected("no HTTP client could be made").with_source(error))?;
+        let http = http::client(
+            concat!("agents-audit-elasticsearch/", env!("CARGO_PKG_VERSION")),
+            config.tls_ca_file.as_deref(),
+        )?;
         // A path in it stays, for servers behind a proxy.
         let text = format!("{}/", config.endpoint.trim_end_matches('/'));
         let endpoint = Url::parse(&text).map_err(|_| Error::invalid("endpoint is no URL"))?;
@@ -101,7 +81,7 @@ impl Client {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static(call.content_type));
             if body.len() >= COMPRESS_FROM {
                 headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-                *request.body_mut() = Some(gzip(body)?.into());
+                *request.body_mut() = Some(http::gzip(body)?.into());
             } else {
                 *request.body_mut() = Some(body.to_vec().into());
             }
@@ -150,12 +130,4 @@ impl Client {
             }
         }
     }
-}
-
-fn gzip(body: &[u8]) -> Result<Vec<u8>> {
-    let mut encoder = GzEncoder::new(Vec::with_capacity(body.len() / 4), Compression::fast());
-    encoder
-        .write_all(body)
-        .and_then(|()| encoder.finish())
-        .map_err(|error| Error::io("the request could not be compressed", error))
 }

@@ -2,6 +2,7 @@
 
 use std::{error::Error as StdError, time::Duration};
 
+use agents_audit_remote::one_line;
 use agents_core::{Error, ErrorKind};
 use serde_json::Value;
 
@@ -72,7 +73,7 @@ pub(crate) fn item_error(status: u16, error: &Value) -> Option<Error> {
         // 409: there is one with this id, which is this one, delivered before.
         200..=299 | 409 => None,
         400 => {
-            let reason = short(&reason_of(error));
+            let reason = one_line(&reason_of(error));
             let told = Error::new(
                 ErrorKind::DataInvalid,
                 "the search server cannot hold this event; see whether the index has another mapping than the template",
@@ -130,9 +131,9 @@ pub(crate) fn retry_after(value: Option<&str>) -> Option<Duration> {
 fn reason(body: &[u8]) -> String {
     let Ok(json) = serde_json::from_slice::<Value>(body) else {
         // A proxy's page, of which the beginning tells enough.
-        return short(&String::from_utf8_lossy(&body[..body.len().min(1000)]));
+        return one_line(&String::from_utf8_lossy(&body[..body.len().min(1000)]));
     };
-    short(&match (&json["error"], &json["message"], &json["Message"]) {
+    one_line(&match (&json["error"], &json["message"], &json["Message"]) {
         (Value::Null, Value::String(message), _) | (Value::Null, _, Value::String(message)) => message.clone(),
         (error, ..) => reason_of(error),
     })
@@ -152,11 +153,6 @@ fn reason_of(error: &Value) -> String {
             text
         }
     }
-}
-
-fn short(text: &str) -> String {
-    let line: Vec<_> = text.split_whitespace().collect();
-    line.join(" ").chars().take(300).collect()
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use agents_audit_remote::{chunks, closed, not_tried, unavailable};
+use agents_audit_remote::{Batch, again, chunks, closed, not_tried, unavailable};
 use agents_core::{
     AdapterInfo, AuditCapabilities, AuditEvent, AuditLogger, AuditPage, AuditQuery, Availability, Error, ErrorKind,
     Result,
@@ -80,21 +80,12 @@ impl OtlpAudit {
             }
             // Which of them were rejected nobody knows, so none is acknowledged; nor are those after them, in this order.
             let at_fault = error.kind() == ErrorKind::DataInvalid || error.kind() == ErrorKind::ResourceExhausted;
-            outcomes[range.clone()].fill_with(|| Err(same(&error)));
+            outcomes[range.clone()].fill_with(|| Err(again(&error)));
             outcomes[range.start] = Err(error);
             if !at_fault {
                 return;
             }
         }
-    }
-}
-
-/// The same error once more.
-fn same(error: &Error) -> Error {
-    let copy = Error::new(error.kind(), error.message().to_owned());
-    match error.retry_status() {
-        agents_core::RetryStatus::Temporary { retry_after } => copy.temporary(retry_after),
-        _ => copy,
     }
 }
 
@@ -136,26 +127,12 @@ impl AuditLogger for OtlpAudit {
         let _writer = self.writers.read().await;
         self.check_open()?;
         let observed = Timestamp::now();
-        let (mut records, mut at) = (Vec::with_capacity(events.len()), Vec::with_capacity(events.len()));
-        let mut outcomes: Vec<Result<()>> = Vec::with_capacity(events.len());
-        for event in &events {
-            let made = log_record(event, observed).map(|record| {
-                records.push(record);
-                at.push(outcomes.len());
-            });
-            outcomes.push(made);
+        let batch = Batch::new(events.iter().map(|event| log_record(event, observed)));
+        let mut written = batch.untried();
+        if !written.is_empty() {
+            self.write(batch.items(), &mut written).await;
         }
-        if !records.is_empty() {
-            let mut written: Vec<_> = records.iter().map(|_| Err(not_tried())).collect();
-            self.write(&records, &mut written).await;
-            for (n, outcome) in at.into_iter().zip(written) {
-                outcomes[n] = outcome;
-            }
-        }
-        if !outcomes.is_empty() && outcomes.iter().all(Result::is_err) {
-            return Err(outcomes.swap_remove(0).err().unwrap_or_else(not_tried));
-        }
-        Ok(outcomes)
+        batch.settle(written)
     }
 
     async fn query(&self, _: AuditQuery) -> Result<AuditPage> {

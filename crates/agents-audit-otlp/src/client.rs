@@ -1,15 +1,13 @@
 //! HTTP to a collector.
 
-use std::{fmt, io::Write, time::Duration};
+use std::{fmt, time::Duration};
 
-use agents_audit_remote::Retry;
+use agents_audit_remote::{Retry, http};
 use agents_core::{Error, Result};
-use flate2::{Compression, write::GzEncoder};
 use jiff::Timestamp;
 use reqwest::{
-    Certificate, Method, Request, Url,
+    Method, Request, Url,
     header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
-    redirect::Policy,
 };
 
 use crate::{
@@ -60,28 +58,10 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) fn new(config: OtlpAuditConfig, headers: Headers) -> Result<Self> {
-        // The client wants one for the process. If another part of the program chose one, that one serves.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("agents-audit-otlp/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(Duration::from_secs(5))
-            // Elsewhere nobody has a right to the headers.
-            .redirect(Policy::none());
-        if let Some(file) = &config.tls_ca_file {
-            let pem = std::fs::read(file)
-                .map_err(|error| Error::io(format!("cannot read tls_ca_file {}", file.display()), error))?;
-            let certificates = Certificate::from_pem_bundle(&pem).unwrap_or_default();
-            if certificates.is_empty() {
-                return Err(Error::invalid(format!(
-                    "tls_ca_file {} holds no certificate in PEM",
-                    file.display()
-                )));
-            }
-            builder = builder.tls_certs_only(certificates);
-        }
-        let http = builder
-            .build()
-            .map_err(|error| Error::unexpected("no HTTP client could be made").with_source(error))?;
+        let http = http::client(
+            concat!("agents-audit-otlp/", env!("CARGO_PKG_VERSION")),
+            config.tls_ca_file.as_deref(),
+        )?;
         Ok(Self {
             http,
             headers: headers.0,
@@ -96,7 +76,7 @@ impl Client {
 
     /// Sends log records, with everything that is tried again.
     pub(crate) async fn submit(&self, records: &[String]) -> Result<()> {
-        let body = gzip(request(records, &self.config).as_bytes())?;
+        let body = http::gzip(request(records, &self.config).as_bytes())?;
         let mut retry = Retry::new(self.config.timeout());
         loop {
             match self.attempt(body.clone(), records.len(), retry.attempt()).await {
@@ -109,7 +89,7 @@ impl Client {
     /// Sends nothing, which a collector takes. One attempt.
     pub(crate) async fn probe(&self) -> Result<()> {
         let timeout = Retry::new(self.config.timeout()).attempt();
-        self.attempt(gzip(br#"{"resourceLogs":[]}"#)?, 0, timeout).await
+        self.attempt(http::gzip(br#"{"resourceLogs":[]}"#)?, 0, timeout).await
     }
 
     async fn attempt(&self, body: Vec<u8>, count: usize, timeout: Duration) -> Result<()> {
@@ -136,14 +116,6 @@ impl Client {
             (rejects, message) => Err(rejected(rejects, count, &message)),
         }
     }
-}
-
-fn gzip(body: &[u8]) -> Result<Vec<u8>> {
-    let mut encoder = GzEncoder::new(Vec::with_capacity(body.len() / 4), Compression::fast());
-    encoder
-        .write_all(body)
-        .and_then(|()| encoder.finish())
-        .map_err(|error| Error::io("the request could not be compressed", error))
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use agents_audit_remote::one_line;
 use agents_core::{Error, ErrorKind};
 use jiff::{Timestamp, fmt::rfc2822::DateTimeParser};
 use reqwest::header::{HeaderMap, RETRY_AFTER};
@@ -95,11 +96,6 @@ pub(crate) fn partial_success(body: &[u8]) -> (u64, String) {
 fn reason(body: &[u8]) -> String {
     let json = serde_json::from_slice::<Value>(body).unwrap_or_default();
     one_line(json["message"].as_str().unwrap_or_default())
-}
-
-fn one_line(text: &str) -> String {
-    let words: Vec<_> = text.split_whitespace().collect();
-    words.join(" ").chars().take(300).collect()
 }
 
 #[cfg(test)]

@@ -3,10 +3,12 @@
 
 mod batch;
 mod error;
+#[cfg(feature = "http")]
+pub mod http;
 mod place;
 mod retry;
 
-pub use batch::chunks;
-pub use error::{closed, not_tried, unavailable};
+pub use batch::{Batch, chunks};
+pub use error::{again, closed, not_tried, one_line, unavailable};
 pub use place::places;
 pub use retry::Retry;

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use agents_audit_remote::{chunks, closed, not_tried};
+use agents_audit_remote::{Batch, chunks, closed};
 use agents_core::{
     AdapterInfo, AuditCapabilities, AuditEvent, AuditLogger, AuditPage, AuditQuery, Availability, Error, ErrorKind,
     EventType, Result,
@@ -181,32 +181,15 @@ impl AuditLogger for DatabaseAudit {
 
     async fn emit_batch(&self, events: Vec<AuditEvent>) -> Result<Vec<Result<()>>> {
         self.check_open()?;
-        let (mut rows, mut places) = (Vec::with_capacity(events.len()), Vec::with_capacity(events.len()));
-        let mut outcomes: Vec<Result<()>> = Vec::with_capacity(events.len());
-        for (place, event) in events.into_iter().enumerate() {
-            outcomes.push(match Row::new(event) {
-                Ok(row) => {
-                    rows.push(row);
-                    places.push(place);
-                    Ok(())
-                }
-                Err(error) => Err(error),
-            });
-        }
-        if !rows.is_empty() {
+        let batch = Batch::new(events.into_iter().map(Row::new));
+        let mut written = batch.untried();
+        if !written.is_empty() {
             self.tables().await?;
             let _turn = self.writer.lock().await;
             self.check_open()?;
-            let mut written: Vec<_> = rows.iter().map(|_| Err(not_tried())).collect();
-            self.write(&rows, &mut written).await;
-            for (place, outcome) in places.into_iter().zip(written) {
-                outcomes[place] = outcome;
-            }
+            self.write(batch.items(), &mut written).await;
         }
-        if !outcomes.is_empty() && outcomes.iter().all(Result::is_err) {
-            return Err(outcomes.swap_remove(0).err().unwrap_or_else(not_tried));
-        }
-        Ok(outcomes)
+        batch.settle(written)
     }
 
     async fn query(&self, query: AuditQuery) -> Result<AuditPage> {
