@@ -1,10 +1,17 @@
 //! What the engine and this host's kernel know about an ending that the guest program cannot.
 
-use std::sync::Arc;
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use agents_core::Exit;
 use agents_guest::Judge;
 use async_trait::async_trait;
+use tokio::{io::AsyncReadExt, net::unix::pipe, task::AbortHandle};
 
 use crate::{client::Client, kernel::Group, stream::Complaint};
 
@@ -17,17 +24,66 @@ pub(crate) struct PodmanJudge {
     group: Option<Group>,
     /// What the kernel had ended before the process began.
     kills_before: Option<u64>,
+    /// Notes that memory ran out while there still is a cgroup to ask.
+    witness: Option<Witness>,
+}
+
+/// Hears of memory that runs out, and ends when it is dropped.
+///
+/// A kernel of gVisor's is one process: when it is ended for want of memory the whole container is, and podman removes
+/// its cgroup at once. Who asks afterwards may come too late, and podman itself does not notice with this runtime.
+#[derive(Debug)]
+struct Witness {
+    saw: Arc<AtomicBool>,
+    watch: AbortHandle,
+}
+
+impl Witness {
+    fn of(group: Group, kills_before: u64) -> io::Result<Self> {
+        // Not a pipe, and read like one: Tokio has no other safe way to wait for a descriptor.
+        let mut notices = pipe::Receiver::from_owned_fd_unchecked(group.memory_notices()?)?;
+        let saw = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&saw);
+        let watch = tokio::spawn(async move {
+            // Room for a notice of either kind.
+            let mut notice = [0; 512];
+            while notices.read(&mut notice).await.is_ok_and(|read| read > 0) {
+                if group.is_told_of(kills_before) {
+                    seen.store(true, Ordering::Release);
+                }
+                if group.memory_kills().is_none() {
+                    break;
+                }
+            }
+        });
+        Ok(Self {
+            saw,
+            watch: watch.abort_handle(),
+        })
+    }
+}
+
+impl Drop for Witness {
+    fn drop(&mut self) {
+        self.watch.abort();
+    }
 }
 
 impl PodmanJudge {
     pub(crate) fn new(client: Arc<Client>, id: String, complaint: Complaint, group: Option<Group>) -> Self {
         let kills_before = group.as_ref().and_then(Group::memory_kills);
+        let witness = group.clone().zip(kills_before).and_then(|(group, kills)| {
+            Witness::of(group, kills)
+                .inspect_err(|error| tracing::debug!(%error, "memory that runs out is looked up afterwards only"))
+                .ok()
+        });
         Self {
             client,
             id,
             complaint,
             group,
             kills_before,
+            witness,
         }
     }
 
@@ -48,7 +104,11 @@ impl Judge for PodmanJudge {
     }
 
     async fn lost(&self, reason: String) -> Exit {
-        if self.memory_ran_out() {
+        let witnessed = self
+            .witness
+            .as_ref()
+            .is_some_and(|witness| witness.saw.load(Ordering::Acquire));
+        if witnessed || self.memory_ran_out() {
             // The container's first process may live, and what it was told to look after may not.
             let _ = self.client.kill(&self.id).await;
             return Exit::OutOfMemory;

@@ -1,8 +1,14 @@
 //! What this host's kernel says about a container of a local engine: the truth that the engine's own words are compared with.
 
 use std::{
-    fs,
+    fs, io,
+    os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
+};
+
+use rustix::{
+    event::{EventfdFlags, eventfd},
+    fs::inotify,
 };
 
 /// The cgroup of a container, where it can be read.
@@ -71,6 +77,29 @@ impl Group {
     pub(crate) fn memory_kills(&self) -> Option<u64> {
         let file = if self.v2 { "memory.events" } else { "memory.oom_control" };
         field(&read(&self.memory, file)?, "oom_kill")
+    }
+
+    /// What becomes readable when memory runs out here, and when the cgroup goes.
+    ///
+    /// The kernel's own notices: an eventfd on `memory.oom_control` (cgroup v1), or a watch of `memory.events`.
+    pub(crate) fn memory_notices(&self) -> io::Result<OwnedFd> {
+        if self.v2 {
+            let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+            inotify::add_watch(&watch, self.memory.join("memory.events"), inotify::WatchFlags::MODIFY)?;
+            return Ok(watch);
+        }
+        let notices = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let control = fs::File::open(self.memory.join("memory.oom_control"))?;
+        let order = format!("{} {}", notices.as_raw_fd(), control.as_raw_fd());
+        fs::write(self.memory.join("cgroup.event_control"), order)?;
+        Ok(notices)
+    }
+
+    /// Whether a notice says that memory ran out, and not that the cgroup went or came near its limit.
+    ///
+    /// On cgroup v1 the notice comes before the kernel has chosen what to end, so the count may not show it yet.
+    pub(crate) fn is_told_of(&self, kills_before: u64) -> bool {
+        self.memory_kills().is_some_and(|now| !self.v2 || now > kills_before)
     }
 
     pub(crate) fn counted(&self) -> Counted {
