@@ -3,7 +3,9 @@
 //! `storage_bench ours|plain|hashing large|small FOLDER` stores and reads artifacts on versitygw, whose address and keys
 //! come from the variables that `cargo xtask services env` gives, and prints one JSON object. `plain` is the bare
 //! `object_store` client: parts of the same size, as many at once, conditional puts. `hashing` is the same with what the
-//! contract demands of us too: the SHA-256 of all that is stored, and compared when it is read.
+//! contract demands of us too: the SHA-256 of all that is stored, kept in the metadata of a small object beside the time and
+//! the media type, and compared when it is read. Its keys have a component for a name and one for a version as ours have,
+//! since the server keeps objects in folders and metadata in attributes of files, and both cost it time.
 
 use std::{fs, sync::Arc, time::Instant};
 
@@ -17,7 +19,7 @@ use agents_sdk::{
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use object_store::{
-    ObjectStore, ObjectStoreExt, PutMode, PutOptions, WriteMultipart,
+    Attribute, Attributes, ObjectStore, ObjectStoreExt, PutMode, PutOptions, WriteMultipart,
     aws::{AmazonS3, AmazonS3Builder},
     path::Path,
 };
@@ -208,9 +210,38 @@ fn hasher(hashing: bool) -> Option<Context> {
     hashing.then(|| Context::new(&SHA256))
 }
 
+const SHA: Attribute = Attribute::Metadata(std::borrow::Cow::Borrowed("bench-sha256"));
+const TIME: Attribute = Attribute::Metadata(std::borrow::Cow::Borrowed("bench-created"));
+
+fn hex(digest: &Digest) -> String {
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What a small object says of itself.
+fn attributes(content: &[u8]) -> Attributes {
+    Attributes::from_iter([
+        (SHA, hex(&digest(&SHA256, content))),
+        (TIME, jiff::Timestamp::now().to_string()),
+        (Attribute::ContentType, "application/octet-stream".to_owned()),
+    ])
+}
+
+/// What is read must have this hash.
+enum Expected {
+    Nothing,
+    This(Digest),
+    Metadata,
+}
+
 /// Reads to the end, and compares when there is something to compare with.
-async fn read(store: &AmazonS3, path: &Path, size: u64, expected: Option<&Digest>) -> Result<()> {
-    let mut content = store.get(path).await?.into_stream();
+async fn read(store: &AmazonS3, path: &Path, size: u64, expected: &Expected) -> Result<()> {
+    let found = store.get(path).await?;
+    let expected = match expected {
+        Expected::Nothing => None,
+        Expected::This(digest) => Some(hex(digest)),
+        Expected::Metadata => Some(found.attributes.get(&SHA).ok_or("the hash is gone")?.to_string()),
+    };
+    let mut content = found.into_stream();
     let (mut hasher, mut seen) = (hasher(expected.is_some()), 0);
     while let Some(piece) = content.try_next().await? {
         seen += piece.len() as u64;
@@ -220,7 +251,7 @@ async fn read(store: &AmazonS3, path: &Path, size: u64, expected: Option<&Digest
     }
     expect(seen, size)?;
     let differs = match (hasher, expected) {
-        (Some(hasher), Some(expected)) => hasher.finish().as_ref() != expected.as_ref(),
+        (Some(hasher), Some(expected)) => hex(&hasher.finish()) != expected,
         _ => false,
     };
     match differs {
@@ -243,36 +274,47 @@ async fn plain_large(folder: &str, hashing: bool) -> Result<(f64, f64)> {
         upload.put(piece);
     }
     upload.finish().await?;
-    let digest = hasher.map(Context::finish);
+    let expected = hasher.map_or(Expected::Nothing, |hasher| Expected::This(hasher.finish()));
     let stored = begin.elapsed().as_secs_f64();
     let begin = Instant::now();
-    read(&store, &path, LARGE, digest.as_ref()).await?;
+    read(&store, &path, LARGE, &expected).await?;
     Ok((stored, begin.elapsed().as_secs_f64()))
 }
 
 async fn plain_small(folder: &str, hashing: bool) -> Result<(f64, f64)> {
     let store = Arc::new(plain()?);
-    let path = |index| Path::from(format!("{folder}/{}", small_name(index)));
+    let (under, expected) = match hashing {
+        true => ("/1/content.bin", Expected::Metadata),
+        false => ("", Expected::Nothing),
+    };
+    let path = |index| Path::from(format!("{folder}/{}{under}", small_name(index)));
     let begin = Instant::now();
-    let digests: Vec<Option<Digest>> = stream::iter(0..SMALL)
+    stream::iter(0..SMALL)
         .map(|index| {
             let (store, path) = (Arc::clone(&store), path(index));
             async move {
                 let content = small(index);
-                let digest = hashing.then(|| digest(&SHA256, &content));
-                let options = PutOptions::from(PutMode::Create);
-                store.put_opts(&path, content.into(), options).await.map(|_| digest)
+                let options = PutOptions {
+                    mode: PutMode::Create,
+                    attributes: if hashing {
+                        attributes(&content)
+                    } else {
+                        Attributes::new()
+                    },
+                    ..PutOptions::default()
+                };
+                store.put_opts(&path, content.into(), options).await.map(drop)
             }
         })
         .buffered(SMALL_AT_ONCE)
-        .try_collect()
+        .try_collect::<()>()
         .await?;
     let stored = begin.elapsed().as_secs_f64();
     let begin = Instant::now();
-    stream::iter(digests.into_iter().enumerate())
-        .map(|(index, digest)| {
-            let (store, path) = (Arc::clone(&store), path(index));
-            async move { read(&store, &path, SMALL_SIZE as u64, digest.as_ref()).await }
+    stream::iter(0..SMALL)
+        .map(|index| {
+            let (store, path, expected) = (Arc::clone(&store), path(index), &expected);
+            async move { read(&store, &path, SMALL_SIZE as u64, expected).await }
         })
         .buffered(SMALL_AT_ONCE)
         .try_collect::<()>()

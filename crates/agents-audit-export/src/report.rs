@@ -1,5 +1,6 @@
 //! One HTML page of a session.
 
+mod curves;
 mod events;
 mod html;
 mod sections;

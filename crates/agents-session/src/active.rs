@@ -28,8 +28,9 @@ use crate::{
     engine::container_name,
     extract::{ExportDir, Limits},
     log::LogWriter,
+    monitor::{Samples, monitor},
     plan::{self, Plan},
-    pump::{AbortOnDrop, Pump, Pumped, Sinks, monitor},
+    pump::{AbortOnDrop, Pump, Pumped, Sinks},
     record::{ContainerNote, Ending, Owner, Record, SessionDir},
 };
 
@@ -60,6 +61,7 @@ pub(crate) struct Active {
     schema: Option<Arc<Validator>>,
     pub(crate) container: Option<ContainerHandle>,
     began: Instant,
+    samples: Arc<Samples>,
     timings: Timings,
     usage: Usage,
     attempts: u32,
@@ -214,6 +216,7 @@ impl Active {
             schema: None,
             container: None,
             began,
+            samples: Arc::new(Samples::since(began)),
             timings: Timings::default(),
             usage: Usage::default(),
             attempts: 0,
@@ -489,6 +492,7 @@ impl Active {
             Arc::clone(&self.adapters().runtime),
             container.clone(),
             self.policy.clone(),
+            Arc::clone(&self.samples),
             self.recorded.trail.clone(),
             self.observer.clone(),
         )))
@@ -797,6 +801,10 @@ impl Active {
             .with_fact("artifacts", result.artifacts.len())
             .with_fact("refused_artifacts", result.refused_artifacts.len())
             .with_fact("timings_ms", result.timings.to_json());
+        let samples = self.samples.take();
+        if !samples.is_empty() {
+            closing = closing.with_fact("resource_samples", samples);
+        }
         let losses = self.recorded.trail.losses();
         if !losses.is_empty() {
             closing = closing.with_fact("audit_losses", json!(losses));

@@ -11,7 +11,7 @@ use agents_core::{
     Adapters, AuditSettings, ContainerId, ContainerRuntime, Error, ErrorKind, EventType, Result, SecretBytes,
     SessionId, Severity,
 };
-use agents_layers::audit::{AuditKey, Scope, end_open};
+use agents_layers::audit::{AuditKey, Scope, end_open, is_on_record};
 use futures_core::stream::BoxStream;
 use futures_util::StreamExt;
 use jiff::Timestamp;
@@ -570,7 +570,10 @@ impl Engine {
             trail.flush().await?;
             end_open(trail, record.started_at, error).await?;
         }
-        events.push(ending.closing);
+        // The owner may have died after this was on record, and before it gave the session up.
+        if !is_on_record(trail, &ending.closing).await? {
+            events.push(ending.closing);
+        }
         trail.record(events).await?;
         dir.release()?;
         Ok(removed)

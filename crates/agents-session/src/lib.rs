@@ -8,6 +8,7 @@ mod collect;
 mod engine;
 mod extract;
 mod log;
+mod monitor;
 mod observer;
 mod outcome;
 mod plan;

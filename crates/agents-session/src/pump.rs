@@ -3,8 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use agents_core::{
-    AuditEvent, Capture, Captured, ContainerHandle, ContainerRuntime, Error, EventType, ExecControl, ExecEvent,
-    ExecInput, ExecSession, Exit, KillReason, Policy, Result,
+    AuditEvent, Capture, Captured, ExecControl, ExecEvent, ExecInput, ExecSession, Exit, KillReason, Result,
 };
 use agents_layers::audit::{RedactedStream, Redactor, Trail};
 use bytes::{Bytes, BytesMut};
@@ -246,63 +245,5 @@ async fn read(reader: &mut (impl AsyncRead + Unpin)) -> Option<Bytes> {
     match reader.read_buf(&mut buffer).await {
         Ok(0) | Err(_) => None,
         Ok(_) => Some(buffer.freeze()),
-    }
-}
-
-/// Puts it on record whenever use rises above a threshold of the policy.
-pub(crate) async fn monitor(
-    runtime: Arc<dyn ContainerRuntime>,
-    container: ContainerHandle,
-    policy: Policy,
-    trail: Trail,
-    observer: Option<Arc<dyn Observer>>,
-) {
-    let interval = Duration::from_secs_f64(policy.resource_monitor_interval);
-    let (mut cpu_above, mut memory_above) = (false, false);
-    loop {
-        sleep(interval).await;
-        // A container that has just ended has nothing to tell; the end itself is noticed elsewhere.
-        let Ok(stats) = runtime.stats(&container).await else {
-            continue;
-        };
-        let cpu = policy.cpu_cores.map(|cores| stats.cpu_percent / cores);
-        let memory = (stats.memory_limit_mb > 0.0).then(|| stats.memory_mb / stats.memory_limit_mb * 100.0);
-        let readings = [
-            (
-                "cpu_threshold_exceeded",
-                cpu,
-                policy.cpu_threshold_percent,
-                &mut cpu_above,
-            ),
-            (
-                "memory_threshold_exceeded",
-                memory,
-                policy.memory_threshold_percent,
-                &mut memory_above,
-            ),
-        ];
-        let mut events = Vec::new();
-        for (violation, percent, threshold, above) in readings {
-            let now_above = percent.is_some_and(|percent| percent >= threshold);
-            if now_above && !*above {
-                events.push(
-                    trail
-                        .event(EventType::ResourceLimitExceeded)
-                        .with_fact("violation_type", violation)
-                        .with_fact("percent", percent)
-                        .with_fact("threshold_percent", threshold),
-                );
-            }
-            *above = now_above;
-        }
-        if !events.is_empty()
-            && let Err(error) = trail.record(events).await
-            && let Some(observer) = &observer
-        {
-            observer.warning(&format!(
-                "a threshold was exceeded and is not on record: {}",
-                Error::report(&error)
-            ));
-        }
     }
 }

@@ -170,16 +170,27 @@ fn random() -> Outcome {
     }
     let events = trail(folder.path())?;
     let operations = operations(&events);
-    let closed = events
+    let closed: Vec<_> = events
         .iter()
-        .filter(|event| event.event_type == EventType::SessionClosed);
+        .filter(|event| event.event_type == EventType::SessionClosed)
+        .collect();
     let sessions = runtime.block_on(engine.list(true))?;
     let lost = sessions
         .iter()
         .filter(|info| info.status == SessionStatus::Lost)
         .count();
-    if closed.count() != sessions.len() || lost == 0 || sessions.len() == lost {
-        return Err(format!("{lost} of {} sessions are lost; {operations:?}", sessions.len()).into());
+    for info in &sessions {
+        let ends = closed
+            .iter()
+            .filter(|event| event.session_id.as_ref() == Some(&info.session_id));
+        let ends: Vec<_> = ends.collect();
+        if ends.len() != 1 {
+            return Err(format!("{info:?} has these ends on record: {ends:?}").into());
+        }
+    }
+    if closed.len() != sessions.len() || lost == 0 || sessions.len() == lost {
+        let ends = closed.len();
+        return Err(format!("{lost} of {} sessions are lost, {ends} have ended", sessions.len()).into());
     }
     if operations.is_empty() {
         return Err("there was nothing to look at".into());

@@ -1043,6 +1043,17 @@ async fn a_threshold_is_put_on_record_once_a_crossing() {
     let events = world.audit.of(EventType::ResourceLimitExceeded);
     assert_eq!(events.len(), 1);
     assert_eq!(events[0].payload["violation_type"], "cpu_threshold_exceeded");
+
+    // What was used over time is on record with the end.
+    let closed = world.audit.of(EventType::SessionClosed);
+    let samples = closed[0].payload["resource_samples"].as_array().unwrap();
+    let times: Vec<u64> = samples.iter().map(|sample| sample["at_ms"].as_u64().unwrap()).collect();
+    assert!(times.len() > 2 && times.is_sorted() && times[0] >= 20, "{times:?}");
+    assert!(
+        samples
+            .iter()
+            .all(|sample| sample["cpu_percent"].is_number() && sample["memory_mb"].is_number())
+    );
 }
 
 #[tokio::test]

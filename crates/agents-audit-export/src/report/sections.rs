@@ -210,12 +210,11 @@ impl SessionReport {
             }
             page.raw("</ul>\n");
         }
-        page.raw(
-            "<p class=\"note\">Totals of the whole session; no samples over time are on record.</p>\n</section>\n",
-        );
+        self.curves(page);
+        page.raw("</section>\n");
     }
 
-    fn policy(&self) -> Option<&Map<String, Value>> {
+    pub(super) fn policy(&self) -> Option<&Map<String, Value>> {
         self.last(EventType::PolicyValidated)?
             .payload
             .get("policy")?

@@ -45,6 +45,14 @@ fn report() -> SessionReport {
             .with_fact("status", "failed")
             .with_fact("ending", json!({"kind": "exited", "code": 3}))
             .with_fact(
+                "resource_samples",
+                json!([
+                    {"at_ms": 10, "cpu_percent": 50.0, "memory_mb": 64.0, "pids": null},
+                    {"at_ms": 20, "cpu_percent": 100.0, "memory_mb": 100.0, "pids": HOSTILE},
+                    {"at_ms": HOSTILE, "cpu_percent": HOSTILE, "memory_mb": -1.0},
+                ]),
+            )
+            .with_fact(
                 "timings_ms",
                 json!({"validate": 1.0, "provision": 5.0, "run": 20.0, "collect": 2.0, "destroy": 1.0, "total": 30.0}),
             ),
@@ -162,4 +170,19 @@ fn many_events_are_cut_in_the_middle() {
     let page = SessionReport::new(SessionId::new("s1").unwrap(), events).to_html();
     assert!(page.contains("1000 events are left out here"));
     assert_eq!(page.matches("<tr id=\"e").count(), 5000);
+}
+
+#[test]
+fn use_over_time_is_drawn() {
+    let page = report().to_html();
+    assert!(page.contains("CPU over 20 ms: at most 100 % of a core, 100 % of a core allowed"));
+    assert!(page.contains("Memory over 20 ms: at most 100.0 MiB, 512.0 MiB allowed"));
+    assert_eq!(page.matches("<polyline").count(), 2, "nobody counted processes");
+    assert_eq!(page.matches("<circle class=\"p2\"").count(), 2);
+    // The limit of memory is too far away to be drawn.
+    assert_eq!(page.matches("class=\"limit\"").count(), 1);
+    assert!(!page.contains("no readings over time"));
+
+    let none = SessionReport::new(SessionId::new("s1").unwrap(), Vec::new()).to_html();
+    assert!(none.contains("no readings over time") && !none.contains("<polyline"));
 }

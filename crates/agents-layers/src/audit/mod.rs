@@ -55,7 +55,7 @@ use agents_core::{ContainerRuntime, Layer, PolicyValidator, StorageBackend};
 
 pub use self::{
     key::AuditKey,
-    open::end_open,
+    open::{end_open, is_on_record},
     redact::{RedactedStream, Redactor},
     trail::{Scope, Trail},
 };

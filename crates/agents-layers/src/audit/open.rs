@@ -42,6 +42,35 @@ pub async fn end_open(trail: &Trail, since: Timestamp, reason: &str) -> Result<u
     Ok(intents.len())
 }
 
+/// Whether the sink has this event already, as far as it can be asked. Where it cannot, or has not been told yet, an event
+/// that is recorded again has the same identifier.
+///
+/// # Errors
+///
+/// The sink's.
+pub async fn is_on_record(trail: &Trail, event: &AuditEvent) -> Result<bool> {
+    if !trail.logger().capabilities().query {
+        return Ok(false);
+    }
+    let mut cursor = None;
+    loop {
+        let query = AuditQuery::new()
+            .with_session(event.session_id.clone())
+            .with_event_types(vec![event.event_type])
+            .with_start_time(event.timestamp.checked_sub(SLACK).ok())
+            .with_limit(PAGE)
+            .with_cursor(cursor);
+        let page = trail.logger().query(query).await?;
+        if page.events.iter().any(|found| found.event_id == event.event_id) {
+            return Ok(true);
+        }
+        cursor = page.next;
+        if cursor.is_none() {
+            return Ok(false);
+        }
+    }
+}
+
 /// The intents without an outcome, oldest first. What is held in memory is what is open, not the trail.
 async fn open_intents(trail: &Trail, since: Timestamp) -> Result<Vec<AuditEvent>> {
     let mut open: BTreeMap<String, AuditEvent> = BTreeMap::new();
