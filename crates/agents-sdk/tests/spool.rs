@@ -1,9 +1,9 @@
 //! Spools in front of real servers, and of the fakes of those that cannot be had, with faults in between: what was
-//! acknowledged is there, once, and its chain verifies.
+//! acknowledged is there, once, its chain verifies, and whatever somebody without the key does to it afterwards is found.
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
-use agents_journal::{EventVerifier, Keys, Reading};
+use agents_journal::{Chain, ChainKey, CheckpointKind, EventVerifier, Keys, Reading};
 use agents_sdk::{
     config::Environment,
     configure_adapters,
@@ -13,8 +13,12 @@ use agents_sdk::{
 use agents_testkit::{
     fakes::{FakeDatadog, StrictCloudWatch},
     proxy::{Fault, FaultProxy, http_response},
+    tamper,
 };
 use serde_json::{Value, json};
+
+/// Seals the chain of every spool here.
+const CHAIN_KEY: &str = "of a spool, and known to nobody else";
 
 /// What the environment says of a server. Fails the test when it does not.
 fn server(variable: &str, service: &str) -> String {
@@ -48,12 +52,13 @@ async fn through_proxy(url: &str) -> (FaultProxy, String) {
 }
 
 /// The audit logger of a configuration, as a program gets it.
-async fn open(state: &Path, adapter: &str, config: Value, secrets: &[(&str, &str)]) -> Arc<dyn AuditLogger> {
+async fn open(state: &Path, adapter: &str, mut config: Value, secrets: &[(&str, &str)]) -> Arc<dyn AuditLogger> {
+    config["spool"] = json!({"chain_key": "env:CHAIN_KEY"});
     let file = state.join("c.json");
     let logger = json!({"type": adapter, "config": config});
     let document = json!({"adapters": {"storage_backend": {"type": "memory"}, "audit_logger": logger}});
     std::fs::write(&file, document.to_string()).unwrap();
-    let home = [("HOME", state.to_str().unwrap())];
+    let home = [("HOME", state.to_str().unwrap()), ("CHAIN_KEY", CHAIN_KEY)];
     let environment: Environment = secrets.iter().copied().chain(home).collect();
     let loaded = configure_adapters()
         .with_environment(environment)
@@ -132,10 +137,38 @@ async fn check(audit: &dyn AuditLogger, session: &SessionId, count: u64) {
     }
     let numbers: Vec<_> = found.iter().map(|event| event.payload["n"].as_u64().unwrap()).collect();
     assert_eq!(numbers, (0..count).collect::<Vec<_>>());
-    let mut verifier = EventVerifier::new(Keys::none(), Reading::Unordered, Vec::new());
+    let key = ChainKey::hmac(CHAIN_KEY.as_bytes()).unwrap();
+    let keys = Keys::none().with(&key);
+    let mut verifier = EventVerifier::new(keys.clone(), Reading::Unordered, Vec::new());
     found.iter().for_each(|event| verifier.push(event));
     let verified = verifier.finish();
     assert_eq!((verified.fault, verified.events), (None, count));
+
+    let mut writers = BTreeMap::<String, Vec<AuditEvent>>::new();
+    for event in found {
+        let writer = event.chain.as_ref().unwrap().writer.clone();
+        writers.entry(writer).or_default().push(event);
+    }
+    let mut tried = 0;
+    for mut events in writers
+        .into_values()
+        .filter(|events| events.len() >= tamper::MIN_EVENTS)
+    {
+        events.sort_by_key(|event| event.chain.as_ref().unwrap().sequence);
+        let last = events.last().and_then(|event| event.chain.as_ref()).unwrap();
+        // What the writer would have said of its end, to somebody who keeps it elsewhere.
+        let known = Chain::resume(key.clone(), last)
+            .unwrap()
+            .checkpoint(CheckpointKind::Point);
+        let missed = tamper::missed(&events, |events| {
+            let mut verifier = EventVerifier::new(keys.clone(), Reading::Unordered, vec![known.clone()]);
+            events.iter().for_each(|event| verifier.push(event));
+            verifier.finish().fault.map(|fault| fault.sequence.unwrap())
+        });
+        assert_eq!(missed, [""; 0]);
+        tried += 1;
+    }
+    assert!(tried > 0, "no writer has events enough to tamper with");
 }
 
 /// A minute and more without the server, with events all the while, and a restart in the middle of it.

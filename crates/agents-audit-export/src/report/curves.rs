@@ -13,6 +13,8 @@ const HEIGHT: f64 = 120.0;
 /// Room for the axis below.
 const FOOT: f64 = 20.0;
 const HEAD: f64 = 8.0;
+/// Room for the mark of the first and the last reading.
+const EDGE: f64 = 5.0;
 
 /// One quantity over time.
 struct Curve {
@@ -86,7 +88,7 @@ impl Curve {
         // A limit that is far away would press the curve flat.
         let limit = self.limit.filter(|limit| *limit > 0.0 && *limit <= most * 4.0);
         let top = most.max(limit.unwrap_or(0.0)).max(f64::MIN_POSITIVE) * 1.05;
-        let x = |at: f64| at / last * WIDTH;
+        let x = |at: f64| at / last * (WIDTH - 2.0 * EDGE) + EDGE;
         let y = |value: f64| HEAD + (1.0 - value / top) * (HEIGHT - HEAD - FOOT);
         page.element("h3", "", self.title);
         page.raw("<div class=\"scroll\"><svg class=\"curve\" viewBox=\"0 0 1000 120\" role=\"img\" aria-label=\"");

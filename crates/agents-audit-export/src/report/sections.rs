@@ -176,7 +176,10 @@ impl SessionReport {
             (None, _) => card(page, "Peak memory", "–", "the runtime does not say", None),
         }
         let stored = self.all(EventType::ArtifactStored);
-        let size: f64 = stored.filter_map(|event| event.payload.get("size")?.as_f64()).sum();
+        // Not `sum`, whose nothing is -0.
+        let size = stored
+            .filter_map(|event| event.payload.get("size")?.as_f64())
+            .fold(0.0, |sum, size| sum + size);
         let share = limit("max_output_bytes").map(|limit| size / limit);
         card(
             page,

@@ -185,4 +185,5 @@ fn use_over_time_is_drawn() {
 
     let none = SessionReport::new(SessionId::new("s1").unwrap(), Vec::new()).to_html();
     assert!(none.contains("no readings over time") && !none.contains("<polyline"));
+    assert!(none.contains("<b>0 B</b>"));
 }

@@ -5,6 +5,8 @@ use std::{
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::Path,
+    process,
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use agents_core::{Error, Result};
@@ -44,10 +46,13 @@ pub(super) fn append_to(path: &Path) -> io::Result<fs::File> {
     OpenOptions::new().append(true).create(true).mode(0o600).open(path)
 }
 
-/// Puts a file with this content in the place of another, at once and durably.
+/// Puts a file with this content in the place of another, at once and durably. Several processes may do so together.
 pub(super) fn write_json(path: &Path, content: &impl Serialize) -> Result<()> {
+    static WRITTEN: AtomicU64 = AtomicU64::new(0);
     let written = || -> io::Result<()> {
-        let fresh = path.with_extension("tmp");
+        let (process, count) = (process::id(), WRITTEN.fetch_add(1, Ordering::Relaxed));
+        let fresh = path.with_extension(format!("{process}-{count}.tmp"));
+        // Of a process with the same number, which was killed.
         let _ = fs::remove_file(&fresh);
         let mut file = append_to(&fresh)?;
         file.write_all(&serde_json::to_vec(content)?)?;
@@ -79,5 +84,29 @@ pub(super) fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(file_error("remove", path, error)),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_reads_finds_one_of_the_contents_that_many_write() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(SINK);
+        std::thread::scope(|scope| {
+            for writer in 0..4 {
+                let path = &path;
+                scope.spawn(move || (0..50).for_each(|_| write_json(path, &vec![writer; 100 * writer + 1]).unwrap()));
+            }
+            for _ in 0..500 {
+                if let Some(found) = read_json::<Vec<usize>>(&path).unwrap() {
+                    assert_eq!(found, vec![found[0]; 100 * found[0] + 1]);
+                }
+            }
+        });
+        let left = fs::read_dir(folder.path()).unwrap().count();
+        assert_eq!(left, 1, "nothing is left beside the file");
     }
 }
