@@ -1,19 +1,16 @@
 //! What the engine and this host's kernel know about an ending that the guest program cannot.
 
-use std::{
-    io,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{io, sync::Arc, time::Duration};
 
 use agents_core::Exit;
 use agents_guest::Judge;
 use async_trait::async_trait;
-use tokio::{io::AsyncReadExt, net::unix::pipe, task::AbortHandle};
+use tokio::{io::AsyncReadExt, net::unix::pipe, sync::watch, task::AbortHandle, time::timeout};
 
 use crate::{client::Client, kernel::Group, stream::Complaint};
+
+/// How long the kernel may take to say the last of a cgroup that is gone.
+const LAST_WORDS: Duration = Duration::from_millis(300);
 
 /// Judges the ending of one process.
 #[derive(Debug)]
@@ -34,7 +31,7 @@ pub(crate) struct PodmanJudge {
 /// its cgroup at once. Who asks afterwards may come too late, and podman itself does not notice with this runtime.
 #[derive(Debug)]
 struct Witness {
-    saw: Arc<AtomicBool>,
+    saw: watch::Receiver<bool>,
     watch: AbortHandle,
 }
 
@@ -42,16 +39,15 @@ impl Witness {
     fn of(group: Group, kills_before: u64) -> io::Result<Self> {
         // Not a pipe, and read like one: Tokio has no other safe way to wait for a descriptor.
         let mut notices = pipe::Receiver::from_owned_fd_unchecked(group.memory_notices()?)?;
-        let saw = Arc::new(AtomicBool::new(false));
-        let seen = Arc::clone(&saw);
+        let (seen, saw) = watch::channel(false);
         let watch = tokio::spawn(async move {
             // Room for a notice of either kind.
             let mut notice = [0; 512];
-            while notices.read(&mut notice).await.is_ok_and(|read| read > 0) {
-                if group.is_told_of(kills_before) {
-                    seen.store(true, Ordering::Release);
-                }
-                if group.memory_kills().is_none() {
+            let mut heard = 0;
+            while let Ok(read @ 1..) = notices.read(&mut notice).await {
+                heard += group.notices_in(&notice[..read]);
+                if group.is_told_of(kills_before, heard) {
+                    let _ = seen.send(true);
                     break;
                 }
             }
@@ -87,6 +83,18 @@ impl PodmanJudge {
         }
     }
 
+    /// Whether memory ran out while the cgroup was there, which may be heard of a moment later.
+    async fn witnessed(&self) -> bool {
+        let Some(witness) = &self.witness else { return false };
+        if self.group.as_ref().and_then(Group::memory_kills).is_some() {
+            return *witness.saw.borrow();
+        }
+        let mut saw = witness.saw.clone();
+        // Without a sender nothing more is heard, and what was said last counts.
+        let heard = timeout(LAST_WORDS, saw.wait_for(|saw| *saw)).await;
+        matches!(heard, Ok(Ok(_)))
+    }
+
     /// Whether the kernel has ended something in the container for want of memory since.
     fn memory_ran_out(&self) -> bool {
         let now = self.group.as_ref().and_then(Group::memory_kills);
@@ -104,11 +112,7 @@ impl Judge for PodmanJudge {
     }
 
     async fn lost(&self, reason: String) -> Exit {
-        let witnessed = self
-            .witness
-            .as_ref()
-            .is_some_and(|witness| witness.saw.load(Ordering::Acquire));
-        if witnessed || self.memory_ran_out() {
+        if self.memory_ran_out() || self.witnessed().await {
             // The container's first process may live, and what it was told to look after may not.
             let _ = self.client.kill(&self.id).await;
             return Exit::OutOfMemory;

@@ -95,11 +95,23 @@ impl Group {
         Ok(notices)
     }
 
-    /// Whether a notice says that memory ran out, and not that the cgroup went or came near its limit.
+    /// How many notices there are in what was read: an eventfd gives its count.
+    pub(crate) fn notices_in(&self, read: &[u8]) -> u64 {
+        match <[u8; 8]>::try_from(read) {
+            Ok(count) if !self.v2 => u64::from_ne_bytes(count),
+            _ => 1,
+        }
+    }
+
+    /// Whether so many notices say that memory ran out, and not that the cgroup went or came near its limit.
     ///
-    /// On cgroup v1 the notice comes before the kernel has chosen what to end, so the count may not show it yet.
-    pub(crate) fn is_told_of(&self, kills_before: u64) -> bool {
-        self.memory_kills().is_some_and(|now| !self.v2 || now > kills_before)
+    /// On cgroup v1 the notice comes before the kernel has chosen what to end, so the count may not show it yet; and one
+    /// of those of a cgroup that is gone says that it went.
+    pub(crate) fn is_told_of(&self, kills_before: u64, notices: u64) -> bool {
+        match self.memory_kills() {
+            Some(now) => !self.v2 || now > kills_before,
+            None => !self.v2 && notices > 1,
+        }
     }
 
     pub(crate) fn counted(&self) -> Counted {
