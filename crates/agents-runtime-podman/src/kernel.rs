@@ -280,12 +280,17 @@ mod tests {
         );
         let group = Group::below(one.path(), "/p/c").unwrap();
         assert_eq!(group.memory_kills(), Some(2));
+        assert!(group.is_told_of(2, 1), "the kernel tells before it counts");
+        assert_eq!(group.notices_in(&3_u64.to_ne_bytes()), 3);
         let limits = group.limited();
         assert_eq!(
             (limits.memory_bytes, limits.cpu_cores, limits.pids),
             (Some(64 << 20), Some(0.5), Some(u64::MAX))
         );
         assert_eq!(group.counted().cpu_seconds, Some(1.5));
+        fs::remove_dir_all(one.path().join("memory")).unwrap();
+        assert!(!group.is_told_of(2, 1), "it went");
+        assert!(group.is_told_of(2, 2), "it went, and memory had run out");
 
         let two = tempfile::tempdir().unwrap();
         write(
@@ -301,6 +306,11 @@ mod tests {
         );
         let group = Group::below(two.path(), "/p").unwrap();
         assert_eq!(group.memory_kills(), Some(1));
+        assert!(
+            group.is_told_of(0, 1) && !group.is_told_of(1, 9),
+            "the limit was come near to"
+        );
+        assert_eq!(group.notices_in(&[0; 16]), 1);
         assert_eq!(
             group.limited(),
             Limited {

@@ -539,6 +539,7 @@ impl Engine {
         // The owner may have died while it created the next attempt's container.
         let attempts = container.as_ref().map_or(1, |note| note.attempt.saturating_add(1));
         let removed = self.sweep(&adapters.runtime, record, attempts).await?;
+        let is_repeated = ending.is_some();
         let ending = match ending {
             Some(ending) => ending,
             None => {
@@ -571,7 +572,7 @@ impl Engine {
             end_open(trail, record.started_at, error).await?;
         }
         // The owner may have died after this was on record, and before it gave the session up.
-        if !is_on_record(trail, &ending.closing).await? {
+        if !is_repeated || !is_on_record(trail, &ending.closing).await? {
             events.push(ending.closing);
         }
         trail.record(events).await?;

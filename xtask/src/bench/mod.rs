@@ -32,7 +32,7 @@ Usage: cargo xtask bench run [OPTIONS]
   memory   peak memory of the `agents` process with 300 MiB of output, and with an artifact of 1 GiB, on the
            embedded runtime and on each engine that runs
   storage  store and retrieve of 1 GiB, and of 10,000 small artifacts, beside the client that it is built on, plain and
-           with the SHA-256 that we must compute, against one server
+           with the SHA-256 and the metadata that we must keep, against one server
   audit    the journal beside raw `write` and `fdatasync`, the database sink beside raw statements, and what the trail
            adds to a run
 

@@ -1,6 +1,7 @@
 //! `bench storage`: our storage backend beside the client that it is built on, against the same server.
 //!
-//! The client runs twice: as it is, and with the SHA-256 that our contract demands of everything that is stored and read.
+//! The client runs twice: as it is, and with what our contract demands of everything that is stored and read: its SHA-256,
+//! which a small object keeps in its metadata, under a key as deep as ours.
 //! Over loopback a single core hashes about as fast as the wire delivers, so that difference is the hash's own.
 
 use std::fs;

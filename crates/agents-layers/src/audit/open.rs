@@ -42,7 +42,7 @@ pub async fn end_open(trail: &Trail, since: Timestamp, reason: &str) -> Result<u
     Ok(intents.len())
 }
 
-/// Whether the sink has this event already, as far as it can be asked. Where it cannot, or has not been told yet, an event
+/// Whether the sink has this event of the trail's session already, as far as it can be asked. Where it cannot, or has not been told yet, an event
 /// that is recorded again has the same identifier.
 ///
 /// # Errors
@@ -52,21 +52,27 @@ pub async fn is_on_record(trail: &Trail, event: &AuditEvent) -> Result<bool> {
     if !trail.logger().capabilities().query {
         return Ok(false);
     }
-    let mut cursor = None;
+    let mut found = false;
+    each(trail, vec![event.event_type], event.timestamp, |other| {
+        found |= other.event_id == event.event_id;
+    })
+    .await?;
+    Ok(found)
+}
+
+/// Looks at every event of these types of the trail's session since then.
+async fn each(trail: &Trail, types: Vec<EventType>, since: Timestamp, mut look: impl FnMut(AuditEvent)) -> Result<()> {
+    let mut query = AuditQuery::new()
+        .with_session(trail.scope().session_id.clone())
+        .with_event_types(types)
+        .with_start_time(since.checked_sub(SLACK).ok())
+        .with_limit(PAGE);
     loop {
-        let query = AuditQuery::new()
-            .with_session(event.session_id.clone())
-            .with_event_types(vec![event.event_type])
-            .with_start_time(event.timestamp.checked_sub(SLACK).ok())
-            .with_limit(PAGE)
-            .with_cursor(cursor);
-        let page = trail.logger().query(query).await?;
-        if page.events.iter().any(|found| found.event_id == event.event_id) {
-            return Ok(true);
-        }
-        cursor = page.next;
-        if cursor.is_none() {
-            return Ok(false);
+        let page = trail.logger().query(query.clone()).await?;
+        page.events.into_iter().for_each(&mut look);
+        match page.next {
+            None => return Ok(()),
+            next => query.cursor = next,
         }
     }
 }
@@ -76,32 +82,21 @@ async fn open_intents(trail: &Trail, since: Timestamp) -> Result<Vec<AuditEvent>
     let mut open: BTreeMap<String, AuditEvent> = BTreeMap::new();
     // A sink that sorts by time may give an outcome before its intent.
     let mut ended = HashSet::new();
-    let mut cursor = None;
-    loop {
-        let query = AuditQuery::new()
-            .with_session(trail.scope().session_id.clone())
-            .with_event_types(vec![EventType::OperationIntended, EventType::OperationEnded])
-            .with_start_time(since.checked_sub(SLACK).ok())
-            .with_limit(PAGE)
-            .with_cursor(cursor);
-        let page = trail.logger().query(query).await?;
-        for event in page.events {
-            let Some(id) = event.payload.get("operation_id").and_then(Value::as_str) else {
-                continue;
-            };
-            let id = id.to_owned();
-            match event.event_type {
-                EventType::OperationIntended if !ended.remove(&id) => drop(open.insert(id, event)),
-                EventType::OperationEnded if open.remove(&id).is_none() => drop(ended.insert(id)),
-                _ => {}
-            }
+    let types = vec![EventType::OperationIntended, EventType::OperationEnded];
+    each(trail, types, since, |event| {
+        let Some(id) = event.payload.get("operation_id").and_then(Value::as_str) else {
+            return;
+        };
+        let id = id.to_owned();
+        match event.event_type {
+            EventType::OperationIntended if !ended.remove(&id) => drop(open.insert(id, event)),
+            EventType::OperationEnded if open.remove(&id).is_none() => drop(ended.insert(id)),
+            _ => {}
         }
-        cursor = page.next;
-        if cursor.is_none() {
-            // Identifiers sort by time.
-            return Ok(open.into_values().collect());
-        }
-    }
+    })
+    .await?;
+    // Identifiers sort by time.
+    Ok(open.into_values().collect())
 }
 
 /// An outcome whose identifier follows from what it ends.
